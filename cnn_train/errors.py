@@ -1,0 +1,29 @@
+"""What goes wrong by the user's input or machine: one line each, and the exit code that says which kind."""
+
+
+class UserError(ValueError):
+    """An error whose message is the whole answer: what was got, the rule, what to do. Shown without traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """The command line or the composed config."""
+
+
+class DataError(UserError):
+    """Missing, unreadable or contradictory data."""
+
+    exit_code = 3
+
+
+class EnvError(UserError):
+    """The machine: no GPU, no memory, no disk, a missing extra."""
+
+    exit_code = 4
+
+
+class DivergedError(UserError):
+    """Training produced a loss or gradient that is not finite."""
+
+    exit_code = 5
