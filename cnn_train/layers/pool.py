@@ -1,0 +1,100 @@
+"""Pooling that torch does not have, and the global poolings that end a classification network."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GlobalAvgPool(nn.AdaptiveAvgPool2d):
+    """Average over the whole map (Lin et al. 2014), or over a grid of it: (N, C, H, W) -> (N, C, size, size)."""
+
+    def __init__(self, channels: int, size: int = 1):
+        super().__init__(size)
+        self.out_features = channels * size * size
+
+
+class GlobalMaxPool(nn.AdaptiveMaxPool2d):
+    """Maximum over the whole map, or over a grid of it: (N, C, H, W) -> (N, C, size, size)."""
+
+    def __init__(self, channels: int, size: int = 1):
+        super().__init__(size)
+        self.out_features = channels * size * size
+
+
+class GlobalDepthwiseConv(nn.Conv2d):
+    """A learned weight for each position (Chen et al. 2018, MobileFaceNets): (N, C, size, size) -> (N, C, 1, 1)."""
+
+    def __init__(self, channels: int, size: int = 7):
+        super().__init__(channels, channels, size, groups=channels, bias=False)
+        self.out_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_map(x, self.kernel_size[0], "gdconv")
+        return super().forward(x)
+
+
+class KeepMap(nn.Identity):
+    """The map as it is, for dense layers that see every position: (N, C, size, size) -> the same."""
+
+    def __init__(self, channels: int, size: int = 7):
+        super().__init__()
+        self.size = size
+        self.out_features = channels * size * size
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_map(x, self.size, "flatten")
+        return x
+
+
+def _check_map(x: Tensor, size: int, name: str) -> None:
+    height, width = x.shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"head={name} was built for a {size}x{size} map, got {height}x{width}; set head.size={height} "
+            "(square maps only) or another image_size"
+        )
+
+
+class StochasticPool2d(nn.Module):
+    """Stochastic pooling (Zeiler & Fergus 2013): (N, C, H, W) -> (N, C, H', W').
+
+    In training a window gives one of its activations, drawn with probability proportional to its non-negative part
+    (eq. 3-4); in evaluation their probability-weighted mean (eq. 6). A window without a positive activation is uniform.
+    """
+
+    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0, ceil_mode: bool = False):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.ceil_mode = ceil_mode
+
+    def _output_size(self, size: int) -> int:
+        steps = size + 2 * self.padding - self.kernel_size
+        outputs = (-(-steps // self.stride) if self.ceil_mode else steps // self.stride) + 1
+        # As in torch: the last window must start inside the input or its left padding.
+        return outputs - 1 if self.ceil_mode and (outputs - 1) * self.stride >= size + self.padding else outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        out_h, out_w = self._output_size(height), self._output_size(width)
+        # NaN marks what lies outside the image: it must be neither drawn nor counted.
+        right = max((out_w - 1) * self.stride + self.kernel_size - width - self.padding, 0)
+        below = max((out_h - 1) * self.stride + self.kernel_size - height - self.padding, 0)
+        padded = F.pad(x, (self.padding, right, self.padding, below), value=float("nan"))
+        windows = padded.unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
+        values = windows[:, :, :out_h, :out_w].reshape(n, c, out_h, out_w, -1)
+        inside = ~values.isnan()
+        values = torch.where(inside, values, torch.zeros_like(values))
+        weights = values.clamp(min=0)
+        total = weights.sum(-1, keepdim=True)
+        probabilities = torch.where(total > 0, weights, inside.to(x.dtype))
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        if not self.training:
+            return (probabilities * values).sum(-1)
+        flat = probabilities.detach().float().reshape(-1, values.size(-1))
+        index = torch.multinomial(flat, 1).view(n, c, out_h, out_w, 1)
+        return values.gather(-1, index).squeeze(-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ceil_mode={self.ceil_mode}"

@@ -1,0 +1,1 @@
+"""Segmentation networks: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
