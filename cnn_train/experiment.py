@@ -1,0 +1,420 @@
+"""The parts of an experiment, each built from its config: `train` and `evaluate` put them together."""
+
+import copy
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cnn_train import __version__, checkpoint, run_folder
+from cnn_train.callbacks import display
+from cnn_train.callbacks.callback import Callback
+from cnn_train.callbacks.checkpoints import Checkpoints, EarlyStopping
+from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
+from cnn_train.config import build, build_layers
+from cnn_train.data.data import Data
+from cnn_train.errors import ConfigError, DivergedError, EnvError
+from cnn_train.tasks.classification import Classification
+from cnn_train.tasks.pictures import confusion_picture, save_picture
+from cnn_train.tasks.segmentation import Segmentation
+from cnn_train.tasks.task import Recipe, Task
+
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+
+
+# -- Building --------------------------------------------------------------------------------------------
+
+
+def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
+    """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
+    data: Data = build(cfg.data)
+    torch.manual_seed(cfg.seed)
+    layers = build_layers(cfg)
+    network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    least = getattr(network, "min_size", 1)
+    if min(data.image_size) < least:
+        if cfg.image_size is not None:
+            got = "x".join(map(str, data.image_size))
+            raise ConfigError(
+                f"{cfg.choices.model} needs images of at least {least}x{least}, got {got}; image_size={least} works"
+            )
+        data = build(cfg.data, image_size=least)
+    check_fit(network, data, cfg)
+    if cfg.weights is not None:
+        load_weights(network, Path(cfg.weights))
+    elif (calibrate := getattr(getattr(layers.initializer, "func", None), "calibrate", None)) is not None:
+        calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
+    return network, data
+
+
+def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
+    """Send the smallest training batch through the network on the meta device; ConfigError if it does not fit."""
+    train_size, batch = data.size("train"), data.batch_size
+    last = train_size % batch
+    smallest = last if last and not data.drop_last else min(batch, train_size)
+    model, size = cfg.choices.model, "x".join(map(str, data.image_size))
+    images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
+    try:
+        scores = copy.deepcopy(network).to("meta").train()(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise ConfigError(str(error).splitlines()[0]) from error
+        which = "the last training batch" if smallest == last else "a training batch"
+        raise ConfigError(
+            f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a "
+            f"map of {model} is 1x1; choose data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
+        ) from error
+    scores = scores[0] if isinstance(scores, tuple) else scores
+    maps = scores.ndim == 4
+    if maps != (data.task == "segmentation"):
+        kind = "segmentation" if maps else "classification"
+        raise ConfigError(
+            f"{model} is a {kind} network, but data={cfg.choices.data} is for {data.task}; "
+            f"choose another model or data (cnn-train list data)"
+        )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start."""
+    state = checkpoint.load(path)
+    state = state.get("network", state.get("state_dict", state))
+    own = network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    if not fitting:
+        raise ConfigError(f"{path} holds no weight of this network; it begins with {next(iter(state), 'nothing')!r}")
+    network.load_state_dict(fitting, strict=False)
+    others = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    if others:
+        some = ", ".join(others[:3])
+        print(
+            f"{path}: {len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)", file=sys.stderr
+        )
+
+
+def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
+    """The Lightning module for the data's kind of task."""
+    on_gpu = accelerator(cfg) != "cpu"
+    options = cfg.trainer
+    recipe = Recipe(
+        optimizer=build(cfg.optimizer),
+        schedule=build(cfg.scheduler),
+        max_epochs=1 if options.fast_dev_run else options.max_epochs,
+        seed=cfg.seed,
+        accumulate=options.accumulate,
+        gradient_clip=options.gradient_clip,
+        ema=options.ema,
+        decay_norm_and_bias=options.decay_norm_and_bias,
+        channels_last=on_gpu if options.channels_last == "auto" else options.channels_last,
+        limit_batches=1 if options.fast_dev_run else options.limit_batches,
+        overfit_batches=options.overfit_batches,
+        log_every=options.log_every,
+    )
+    weights = cfg.loss.get("class_weights")
+    if weights == "auto":
+        weights = class_weights(data)
+    loss = build(
+        cfg.loss,
+        num_classes=data.num_classes,
+        ignore_index=data.ignore_index,
+        **({} if "class_weights" not in cfg.loss else {"class_weights": weights}),
+    )
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        network.compile()
+    return TASKS[data.task](network, loss, data, recipe)
+
+
+@dataclass
+class Callbacks:
+    """What watches this run, with names for those that are spoken to."""
+
+    checkpoints: Checkpoints
+    metrics_file: MetricsFile
+    display: display.Display
+    others: list[Callback]
+
+    def in_order(self) -> list[Callback]:
+        # Rows and curves first: what a checkpoint counts is on disk. The display, last, tells which was best.
+        return [self.metrics_file, *self.others, self.checkpoints, self.display]
+
+
+def build_callbacks(cfg: DictConfig, task: Task, folder: Path) -> Callbacks:
+    monitor = monitored(cfg, task)
+    options = cfg.callbacks
+    checkpoints = Checkpoints(
+        folder,
+        monitor,
+        "min" if "loss" in monitor else "max",
+        lambda: description(cfg, task.data),
+        options.checkpoint.every_minutes,
+        options.checkpoint.every_steps,
+    )
+    others: list[Callback] = [TensorBoard(options.samples)] if cfg.logger is not None else []
+    progress = display.choose(cfg.trainer.progress) if rank() == 0 else "none"
+    callbacks = Callbacks(
+        checkpoints, MetricsFile(folder / "metrics.csv"), display.Display(progress, checkpoints), others
+    )
+    task.callbacks = callbacks.in_order()
+    if options.early_stopping.patience is not None:
+        task.callbacks.append(EarlyStopping(checkpoints, options.early_stopping.patience))
+    return callbacks
+
+
+def monitored(cfg: DictConfig, task: Task) -> str:
+    """The metric that decides which epoch is best; ConfigError for one that no validation gives."""
+    known = [f"val/{name}" for name in task.metric_names]
+    if cfg.monitor is None:
+        return f"val/{task.shown_metrics[0]}"
+    if cfg.monitor not in known:
+        raise ConfigError(f"monitor={cfg.monitor} is not a metric of this task; choose one of {', '.join(known)}")
+    return cfg.monitor
+
+
+def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain data."""
+    return {
+        "cnn_train": __version__,
+        "config": OmegaConf.to_container(cfg, resolve=False),
+        "class_names": list(data.class_names),
+        "preprocessing": data.preprocessing(),
+    }
+
+
+# -- Hardware --------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """`cpu`, `gpu` or `mps`; EnvError for one that is asked for and absent."""
+    wanted = cfg.trainer.accelerator
+    found = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted in ("gpu", "mps") and wanted != found:
+        built = "this torch has no CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        why = built if wanted == "gpu" else "torch finds no Apple GPU"
+        raise EnvError(f"trainer.accelerator={wanted}, but {why}; use trainer=cpu, or check nvidia-smi")
+    # A CPU is chosen over Apple's GPU unless asked for: float64 sums do not exist there.
+    return "cpu" if wanted == "auto" and found == "mps" else found if wanted == "auto" else wanted
+
+
+def devices(cfg: DictConfig) -> int | list[int]:
+    """How many devices, or which; one unless a strategy for several is chosen."""
+    wanted = cfg.trainer.devices
+    available = torch.cuda.device_count() if accelerator(cfg) == "gpu" else os.cpu_count() or 1
+    if wanted == "auto":
+        return 1 if cfg.trainer.strategy == "auto" else available
+    wanted = list(wanted) if OmegaConf.is_list(wanted) else int(wanted)
+    count = len(wanted) if isinstance(wanted, list) else wanted
+    if accelerator(cfg) == "gpu" and count > available:
+        raise EnvError(f"trainer.devices={count}, but there are {available} GPUs; set trainer.devices={available}")
+    return wanted
+
+
+def precision(cfg: DictConfig) -> str:
+    """`auto`: mixed bf16 on a GPU that has it, else mixed fp16; fp32 elsewhere."""
+    if cfg.trainer.precision != "auto":
+        return cfg.trainer.precision
+    if accelerator(cfg) != "gpu":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
+    options = cfg.trainer
+    logger = None
+    if cfg.logger is not None:
+        logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
+    return L.Trainer(
+        accelerator=accelerator(cfg),
+        devices=devices(cfg),
+        strategy=options.strategy,
+        precision=precision(cfg),
+        max_epochs=1 if options.fast_dev_run else options.max_epochs,
+        check_val_every_n_epoch=options.eval_every,
+        logger=logger or False,
+        deterministic=options.deterministic,
+        profiler=options.profiler,
+        default_root_dir=str(folder),
+        # Checkpoints, progress and summary are ours; the batches are already shared out among processes.
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def needs_processes(cfg: DictConfig) -> bool:
+    """Whether several processes must be started, from a command that starts just this run."""
+    count = devices(cfg)
+    return (len(count) if isinstance(count, list) else count) > 1 and "CNN_TRAIN_WORKER" not in os.environ
+
+
+def train_in_processes(folder: Path, resume: bool) -> dict[str, float]:
+    """Train in a fresh process, which Lightning can start again for each rank."""
+    command = [sys.executable, "-m", "cnn_train.worker", str(folder), *(["--resume"] if resume else [])]
+    code = subprocess.call(command)
+    if code:
+        raise SystemExit(code)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within: no advice of libraries that a user of this program can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    loggers += [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*deprecated.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+# -- Running ---------------------------------------------------------------------------------------------
+
+
+def restore(folder: Path, task: Task, callbacks: Callbacks, trainer: L.Trainer) -> str:
+    """Set task, callbacks and Lightning's epoch counter to the state of last.ckpt; says where training goes on."""
+    state = checkpoint.load(folder / "last.ckpt")
+    task.resume_state = state
+    callbacks.checkpoints.restore(state)
+    epoch = state["progress"]["epoch"]
+    callbacks.metrics_file.keep_until(epoch)
+    counter = trainer.fit_loop.epoch_progress.current
+    counter.ready = counter.started = counter.processed = counter.completed = epoch
+    return f"from step {state['progress']['step']:,}, epoch {epoch + 1}"
+
+
+def show_header(cfg: DictConfig, task: Task, trainer: L.Trainer, folder: Path, start: str = "") -> None:
+    """Tell what runs, on what, and where it is kept."""
+    if rank() != 0 or cfg.trainer.progress == "none":
+        return
+    data = task.data
+    count = sum(p.numel() for p in task.network.parameters())
+    shape = "x".join(map(str, (data.in_channels, *data.image_size)))
+    sizes = ", ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
+    if accelerator(cfg) == "gpu":
+        device = f"{trainer.num_devices} x {torch.cuda.get_device_name()}"
+    elif accelerator(cfg) == "cpu":
+        device = f"CPU, {torch.get_num_threads()} threads"
+        device += f", {trainer.num_devices} processes" if trainer.num_devices > 1 else ""
+    else:
+        device = accelerator(cfg)
+    rows = {
+        "model": f"{cfg.choices.model}, {count:,} parameters",
+        "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}",
+        "choices": "  ".join(non_defaults(cfg)) or "all default",
+        "device": f"{device}, {precision(cfg)}",
+        "folder": str(folder),
+    }
+    display.header({"resume": start, **rows} if start else rows)
+
+
+def non_defaults(cfg: DictConfig) -> list[str]:
+    """Every choice and setting that differs from `cnn-train`'s own defaults, as it would be typed."""
+    from cnn_train.config import compose, leaves
+
+    default = compose()
+    choices = [f"{group}={name}" for group, name in cfg.choices.items() if name != default.choices[group]]
+    same = compose([line for line in choices])
+    before = dict(leaves(same))
+    settings = [
+        f"{key}={'null' if value is None else value}"
+        for key, value in leaves(cfg)
+        if not key.startswith(("choices.", "sweep.")) and (key not in before or before[key] != value)
+    ]
+    return choices + settings
+
+
+def evaluate_best(task: Task, trainer: L.Trainer, folder: Path) -> dict[str, float]:
+    """Test the weights of the best epoch; its validation metrics and the test's."""
+    best = folder / "best.ckpt"
+    if not best.is_file():  # No validation happened, or the monitor was never a number.
+        best = folder / "last.ckpt"
+    trainer.strategy.barrier()
+    task.load_for_evaluation(checkpoint.load(best))
+    trainer.test(task, verbose=False)
+    return dict(task.metrics)
+
+
+def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folder: Path) -> None:
+    """Write metrics.json, per_class.csv and pictures, and show the table and what can be done next."""
+    run_folder.write_json(folder / "metrics.json", metrics)
+    rows = [f"class,{task.per_class_metric}", *(f"{name},{value}" for name, value in task.per_class.items())]
+    run_folder.write_text(folder / "per_class.csv", "\n".join(rows) + "\n")
+    confusion = confusion_picture(task.confusion_matrix, task.data.class_names, f"{cfg.name}, test")
+    save_picture(confusion, folder / "pictures" / "confusion.png")
+    panel = task.sample_panel("test", max(cfg.callbacks.samples, 1))
+    save_picture(panel, folder / "pictures" / "samples.png")
+    if task.logger is not None:
+        board = writer(task)
+        board.add_image("test/confusion", confusion, task.progress.step, dataformats="HWC")
+        board.add_image("test/samples", panel, task.progress.step, dataformats="HWC")
+        settings = {"choices": " ".join(non_defaults(cfg)), "seed": cfg.seed, **dict(cfg.choices)}
+        settings |= {"optimizer.lr": cfg.optimizer.lr, "data.batch_size": task.data.batch_size}
+        task.logger.log_hyperparams(  # type: ignore[call-arg]
+            {k: "none" if v is None else v for k, v in settings.items()},
+            {f"final/{name}": value for name, value in metrics.items()},
+        )
+        task.logger.finalize("success")
+
+
+def show_results(task: Task, metrics: dict[str, float], folder: Path) -> None:
+    test = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    display.results("test", test, task.per_class, task.per_class_metric)
+    print(f"run folder   {folder}")
+    print(f"again        cnn-train eval run={folder}")
+    if task.logger is not None:
+        print(f"curves       tensorboard --logdir {folder}")
+
+
+def check_smoke(task: Task, folder: Path, metrics: dict[str, float]) -> None:
+    """The promises of trainer=smoke: all stages ran, the checkpoint reloads to the same weights, and the loss fell."""
+    for needed in ("train/loss", "val/loss", "test/loss"):
+        assert metrics[needed] == metrics[needed], f"{needed} is not a number"
+    state = checkpoint.load(folder / "last.ckpt")
+    assert state["progress"]["step"] == task.progress.total_steps, "last.ckpt is not of the last step"
+    for name in ("best.ckpt", "metrics.csv"):
+        assert (folder / name).is_file(), f"no {name}"
+    losses = task.step_losses
+    quarter = max(len(losses) // 4, 1)
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    if not last < first:
+        raise DivergedError(f"smoke: the loss did not fall, from {first:.4f} to {last:.4f} in {len(losses)} steps")
+    print(f"smoke passed  train, val, test, checkpoint and reload ran; loss {first:.4f} -> {last:.4f}", file=sys.stderr)
+
+
+def class_weights(data: Data) -> list[float]:
+    """Weights for `loss.class_weights=auto`, from the training labels."""
+    from cnn_train.tasks.losses import class_weights_from_counts
+
+    return class_weights_from_counts(data.class_counts("train")).tolist()

@@ -1,0 +1,124 @@
+"""Pictures of predictions, as arrays (height, width, 3) of uint8."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+Picture = NDArray[np.uint8]
+IGNORED = (224, 224, 224)
+GREEN, RED, BLACK = (0, 130, 60), (200, 30, 30), (0, 0, 0)
+
+
+def palette(num_classes: int) -> Picture:
+    """Colours (num_classes, 3) that do not depend on the data: PASCAL VOC's, whose class 0 is black.
+
+    Bit k of the three lowest bits of a class goes to red, green and blue, from the highest bit of the colour down.
+    """
+    colours = np.zeros((num_classes, 3), np.uint8)
+    for index in range(num_classes):
+        rest = index
+        for bit in range(7, -1, -1):
+            for channel in range(3):
+                colours[index, channel] |= ((rest >> channel) & 1) << bit
+            rest >>= 3
+    return colours
+
+
+def to_rgb(images: Tensor, side: int = 96) -> Picture:
+    """Images (N, C, H, W) in [0, 1] as (N, height, width, 3), enlarged by a whole factor to at least `side` rows."""
+    images = images.float().cpu()
+    images = images[:, :3] if images.size(1) >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    factor = max(1, -(-side // images.size(-2)))
+    images = F.interpolate(images, scale_factor=factor, mode="nearest")
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def colour_labels(labels: Tensor, num_classes: int, side: int = 96) -> Picture:
+    """Label maps (N, H, W) as colours (N, height, width, 3), sized like `to_rgb`; other labels are light grey."""
+    factor = max(1, -(-side // labels.size(-2)))
+    flat = labels.cpu().repeat_interleave(factor, -2).repeat_interleave(factor, -1).numpy()
+    colours = np.vstack([palette(num_classes), np.array([IGNORED], np.uint8)])
+    return colours[np.where((flat >= 0) & (flat < num_classes), flat, num_classes)]
+
+
+def classification_panel(images: Tensor, labels: Tensor, predictions: Tensor, names: list[str]) -> Picture:
+    """Each image above its label; a wrong prediction follows it in red."""
+    tiles = to_rgb(images)
+    height, width = tiles.shape[1:3]
+    caption, gap = 14, 4
+    columns = min(8, len(tiles))
+    rows = -(-len(tiles) // columns)
+    cell = (width + gap, height + caption + gap)
+    panel = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
+    draw = ImageDraw.Draw(panel)
+    for i, (tile, label, prediction) in enumerate(zip(tiles, labels.tolist(), predictions.tolist(), strict=True)):
+        x, y = i % columns * cell[0], i // columns * cell[1]
+        panel.paste(Image.fromarray(tile), (x, y))
+        right = label == prediction
+        text = names[label] if right else f"{names[label]}, not {names[prediction]}"
+        draw.text((x + 2, y + height + 1), text, fill=GREEN if right else RED)
+    return np.asarray(panel)
+
+
+def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, num_classes: int) -> Picture:
+    """One row per image: image, label, prediction, prediction over the image, and the errors in red."""
+    rgb = to_rgb(images)
+    true = colour_labels(labels, num_classes)
+    predicted = colour_labels(predictions, num_classes)
+    overlay = (rgb * 0.5 + predicted * 0.5).astype(np.uint8)
+    factor = rgb.shape[1] // labels.size(-2)
+    wrong = ((labels != predictions) & (labels >= 0) & (labels < num_classes)).cpu()
+    wrong = wrong.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    errors = np.where(wrong.numpy()[..., None], np.array(RED, np.uint8), (rgb // 2).astype(np.uint8))
+    columns = {"image": rgb, "label": true, "prediction": predicted, "overlay": overlay, "errors": errors}
+    caption, gap = 14, 4
+    height, width = rgb.shape[1:3]
+    panel = Image.new("RGB", (len(columns) * (width + gap), caption + len(rgb) * (height + gap)), "white")
+    draw = ImageDraw.Draw(panel)
+    for column, (title, tiles) in enumerate(columns.items()):
+        x = column * (width + gap)
+        draw.text((x + 2, 1), title, fill=BLACK)
+        for row, tile in enumerate(tiles):
+            panel.paste(Image.fromarray(tile), (x, caption + row * (height + gap)))
+    return np.asarray(panel)
+
+
+def confusion_picture(confusion: Tensor, names: list[str], title: str) -> Picture:
+    """A confusion matrix (K, K), rows true and columns predicted, coloured by the share of each row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = confusion.double().cpu()
+    share = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    classes = len(names)
+    side = float(np.clip(0.5 * classes + 1.5, 4, 16))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    if classes <= 50:
+        axes.set_xticks(range(classes), names, rotation=90)
+        axes.set_yticks(range(classes), names)
+    if classes <= 20:
+        for i in range(classes):
+            for j in range(classes):
+                text = f"{int(counts[i, j])}" if counts.max() < 10_000 else f"{share[i, j]:.2f}"
+                axes.text(
+                    j, i, text, ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.5 else "black"
+                )
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a PNG whose folder is made where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image: Any = Image.fromarray(picture)
+    image.save(path)

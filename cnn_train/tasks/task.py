@@ -1,0 +1,439 @@
+"""The training step and its bookkeeping, on Lightning's loops.
+
+Everything random in a step is a function of (seed, step), and every batch of (seed, epoch, index): a run that goes on
+from a checkpoint repeats exactly what an undisturbed run does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from cnn_train.callbacks.callback import Callback
+from cnn_train.data.data import Batch, Data
+from cnn_train.errors import DivergedError
+from cnn_train.tasks.optim import EMA, parameter_groups
+from cnn_train.tasks.pictures import Picture
+
+# One call of Lightning's loop costs about 0.6 ms, a step of LeNet-5 16 ms: several steps share a call.
+STEPS_PER_CALL = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything but the network, the loss and the data."""
+
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[[int, int, int], float]
+    max_epochs: int
+    seed: int = 0
+    accumulate: int = 1
+    gradient_clip: float | None = None
+    ema: float = 0.0
+    decay_norm_and_bias: bool = False
+    channels_last: bool = False
+    limit_batches: int | None = None
+    overfit_batches: int = 0
+    log_every: int = 50
+
+
+@dataclass
+class Sums:
+    """Totals over the steps of an epoch so far, on the device."""
+
+    loss: Tensor
+    correct: Tensor
+    count: Tensor
+    images: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "Sums":
+        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
+
+
+@dataclass
+class Progress:
+    """Where training stands; `step` counts the batches of all epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    steps_per_epoch: int = 0
+    total_steps: int = 0
+    images: int = 0
+
+    @property
+    def step_in_epoch(self) -> int:
+        return self.step - self.epoch * self.steps_per_epoch
+
+
+class Calls:
+    """What Lightning's training loop iterates over: the number of steps that each call of `training_step` does."""
+
+    def __init__(self, steps: int, per_call: int):
+        self.calls = [min(per_call, steps - first) for first in range(0, steps, per_call)]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.calls)
+
+
+class EvalBatches:
+    """The batches of a split for one process, as a loader with a length."""
+
+    def __init__(self, data: Data, split: str, limit: int | None, **where: Any):
+        self.data, self.split, self.where = data, split, where
+        share = -(-(data.size(split) - where["rank"]) // where["world_size"])
+        batches = -(-share // data.eval_batch_size)
+        self.length = batches if limit is None else min(batches, limit)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self.data.eval_batches(self.split, **self.where)
+        return (batch for batch, _ in zip(batches, range(self.length), strict=False))
+
+
+class Task(L.LightningModule):
+    """A network, a loss, data and a recipe; subclasses say how predictions are counted.
+
+    `shown_metrics` are the validation metrics that an epoch's line shows, the first of which decides by default which
+    checkpoint is best. Its callbacks see it after every step, epoch and the fit, in their order.
+    """
+
+    automatic_optimization = False
+    metric_names: tuple[str, ...] = ("loss",)
+    shown_metrics: tuple[str, ...] = ("loss",)
+    per_class_metric = ""
+    confusion_matrix: Tensor
+    per_class: dict[str, float]
+
+    def __init__(self, network: nn.Module, loss: nn.Module, data: Data, recipe: Recipe):
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.data = data
+        self.recipe = recipe
+        self.progress = Progress()
+        self.metrics: dict[str, float] = {}
+        self.callbacks: list[Callback] = []
+        self.curve: list[tuple[int, float, Tensor, Tensor]] = []
+        self.step_losses: list[float] = []
+        self.resume_state: dict[str, Any] | None = None
+        self.ema: EMA | None = None
+        self.validated = False
+        self._averaged = ExitStack()
+        self._batches: Iterator[Batch] = iter(())
+
+    # What a kind of task must say ---------------------------------------------------------------------------------
+
+    def count_correct(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Correct predictions and countable targets of a training batch, as tensors on the device."""
+        raise NotImplementedError
+
+    def update_metrics(self, scores: Tensor, batch: Batch) -> None:
+        """Count an evaluation batch."""
+        raise NotImplementedError
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Metrics of what was counted since `reset_metrics`, over all processes."""
+        raise NotImplementedError
+
+    def reset_metrics(self) -> None:
+        raise NotImplementedError
+
+    def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
+        """A picture of predictions; images (N, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample_panel(self, split: str, count: int) -> Picture:
+        """Predictions for the first images of a split."""
+        batch = next(iter(self.data.eval_batches(split, device=self.device)))
+        images = batch.images[:count]
+        training = self.network.training
+        with self.ema.swap() if self.ema is not None else nullcontext():
+            scores = self.network.eval()(images)
+        self.network.train(training)
+        return self.panel(self.data.denormalize(images), batch.targets[:count], scores)
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weight_decay = _default_of(self.recipe.optimizer, "weight_decay")
+        groups = parameter_groups(self.network, weight_decay, self.recipe.decay_norm_and_bias)
+        fused = {"fused": True} if self.device.type == "cuda" and _takes(self.recipe.optimizer, "fused") else {}
+        self.optimizer = self.recipe.optimizer(groups, **fused)
+        for group in self.optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return self.optimizer
+
+    def on_fit_start(self) -> None:
+        world_size = self.trainer.world_size
+        steps = self.recipe.overfit_batches or self.data.train_steps(world_size)
+        if self.recipe.limit_batches is not None:
+            steps = min(steps, self.recipe.limit_batches)
+        self.progress.steps_per_epoch = steps
+        self.progress.total_steps = steps * self.recipe.max_epochs
+        self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
+        self.sums = Sums.zero(self.device)
+        if self.recipe.ema:
+            self.ema = EMA(self.network, self.recipe.ema)
+        if self.resume_state is not None:
+            self.load_training_state(self.resume_state)
+            self.resume_state = None
+
+    def train_dataloader(self) -> Calls:
+        # DDP synchronizes gradients once per call of its forward, which is this module's training_step.
+        per_call = STEPS_PER_CALL if self.trainer.world_size == 1 else 1
+        return Calls(self.progress.steps_per_epoch - self.progress.step_in_epoch, per_call)
+
+    def on_train_epoch_start(self) -> None:
+        self.validated = False
+        epoch, start = self.progress.epoch, self.progress.step_in_epoch
+        if start == 0:
+            self.sums = Sums.zero(self.device)
+        if self.recipe.overfit_batches:
+            # The same batches every epoch, unaltered: epoch 0 in its order.
+            epoch = 0
+        self._batches = self.data.train_batches(
+            epoch, device=self.device, rank=self.trainer.global_rank, world_size=self.trainer.world_size, start=start
+        )
+
+    def training_step(self, num_steps: int, batch_idx: int) -> None:
+        for _ in range(num_steps):
+            self._train_batch(next(self._batches))
+            for callback in self.callbacks:
+                callback.on_step(self)
+
+    def _train_batch(self, batch: Batch) -> None:
+        progress, recipe = self.progress, self.recipe
+        torch.manual_seed(step_seed(recipe.seed, progress.step))
+        accumulate, position = recipe.accumulate, progress.step_in_epoch
+        group_size = min(accumulate, progress.steps_per_epoch - position // accumulate * accumulate)
+        last_of_group = (position + 1) % accumulate == 0 or position + 1 == progress.steps_per_epoch
+
+        images = batch.images
+        if recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        outputs = self.network(images)
+        scores = outputs[0] if isinstance(outputs, tuple) else outputs
+        loss = self.total_loss(outputs, batch.targets)
+        self.manual_backward(loss / group_size if group_size > 1 else loss)
+
+        norm = None
+        if last_of_group:
+            lr = self._set_learning_rate()
+            norm = self._update()
+        progress.step += 1
+        progress.images += len(images) * self.trainer.world_size
+
+        with torch.no_grad():
+            correct, count = self.count_correct(scores, batch.targets)
+            self.sums.loss += loss.detach() * len(images)
+            self.sums.correct += correct
+            self.sums.count += count
+            self.sums.images += len(images)
+        if norm is not None:
+            self.curve.append((progress.step, lr, loss.detach(), norm))
+            if len(self.curve) >= recipe.log_every:
+                self.flush_curve()
+
+    def total_loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """The loss of the scores plus that of auxiliary heads, weighted as in the network's paper."""
+        if isinstance(outputs, Tensor):
+            return self.loss(outputs, targets)
+        main, *auxiliary = (self.loss(scores, targets) for scores in outputs)
+        return main + self.network.aux_weight * sum(auxiliary)  # type: ignore[operator]
+
+    def _set_learning_rate(self) -> float:
+        progress = self.progress
+        factor = self.recipe.schedule(progress.step, progress.total_steps, progress.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _update(self) -> Tensor:
+        """Clip, step, average; returns the gradient norm before clipping."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        limit = self.recipe.gradient_clip
+        if limit is None:
+            gradients = [p.grad for p in self.parameters_in_order if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters_in_order, limit)
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        return norm
+
+    def flush_curve(self) -> None:
+        """Bring the losses since the last flush to the host, stop if one is not finite, and log the last point."""
+        if not self.curve:
+            return
+        losses = torch.stack([loss for _, _, loss, _ in self.curve]).tolist()
+        norms = torch.stack([norm for _, _, _, norm in self.curve]).tolist()
+        for (step, lr, _, _), loss, norm in zip(self.curve, losses, norms, strict=True):
+            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+            if not _finite(loss) or (not _finite(norm) and not scaled):
+                raise DivergedError(
+                    f"training diverged at step {step} (epoch {self.progress.epoch + 1}): loss {loss:.4g}, gradient "
+                    f"norm {norm:.4g}, learning rate {lr:.3g}; try a smaller optimizer.lr, a warmup or "
+                    "trainer.gradient_clip=1"
+                )
+        self.step_losses += losses
+        step, lr = self.curve[-1][:2]
+        window = len(losses)
+        self.curve.clear()
+        if self.logger is not None:
+            values = {"train/loss_step": sum(losses) / window, "lr": lr, "train/gradient_norm": sum(norms) / window}
+            self.logger.log_metrics(values, step)
+
+    def on_train_epoch_end(self) -> None:
+        self.flush_curve()
+        totals = torch.stack([getattr(self.sums, f.name) for f in fields(Sums)])
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        loss, correct, count, images = totals.tolist()
+        self.metrics |= {"train/loss": loss / images, "train/acc": correct / max(count, 1)}
+        self.progress.epoch += 1
+        for callback in self.callbacks:
+            callback.on_epoch_end(self)
+
+    def on_fit_end(self) -> None:
+        for callback in self.callbacks:
+            callback.on_fit_end(self)
+
+    # State of training, for checkpoints -----------------------------------------------------------------------------
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything that the continuation of training needs, as plain data and tensors."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
+            "sums": [getattr(self.sums, f.name).cpu() for f in fields(Sums)],
+            "metrics": dict(self.metrics),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `training_state`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        for name, value in state["progress"].items():
+            setattr(self.progress, name, value)
+        self.sums = Sums(*(value.to(self.device) for value in state["sums"]))
+        self.metrics = dict(state["metrics"])
+
+    def load_for_evaluation(self, state: dict[str, Any]) -> None:
+        """Take the weights of a checkpoint, the averaged ones where there are some, and its metrics."""
+        self.network.load_state_dict(state["network"])
+        if state["ema"] is not None:
+            self.ema = self.ema or EMA(self.network, self.recipe.ema)
+            self.ema.load_state_dict(state["ema"])
+        self.metrics = dict(state["metrics"])
+
+    # Evaluation -----------------------------------------------------------------------------------------------------
+
+    def _eval_batches(self, split: str) -> EvalBatches:
+        if self.recipe.overfit_batches:
+            split = "train"
+        where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
+
+    def val_dataloader(self) -> EvalBatches:
+        return self._eval_batches("val")
+
+    def test_dataloader(self) -> EvalBatches:
+        return self._eval_batches("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # The data makes its batches on the device.
+
+    def _start_evaluation(self) -> None:
+        self.reset_metrics()
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_count = 0
+        if self.ema is not None:
+            self._averaged.enter_context(self.ema.swap())
+
+    def _evaluate(self, batch: Batch) -> None:
+        images = batch.images
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        scores = self.network(images)
+        self._loss_sum += self.loss(scores, batch.targets) * len(images)
+        self._loss_count += len(images)
+        self.update_metrics(scores, batch)
+
+    def _finish_evaluation(self, split: str) -> None:
+        total = torch.stack([self._loss_sum, self._loss_sum.new_tensor(float(self._loss_count))])
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        loss, count = total.tolist()
+        values = {"loss": loss / max(count, 1), **self.compute_metrics()}
+        self.metrics |= {f"{split}/{name}": value for name, value in values.items()}
+        self._averaged.close()
+        self.validated = self.validated or split == "val"
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the generator in one step: a 63-bit hash, so that neighbouring seeds and steps share no stream."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (x ^ (x >> 31)) >> 1
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _takes(optimizer: Callable[..., Any], name: str) -> bool:
+    import inspect
+
+    return name in inspect.signature(getattr(optimizer, "func", optimizer)).parameters
+
+
+def _default_of(optimizer: Callable[..., Any], name: str) -> float:
+    """The value of a keyword of a partial."""
+    return getattr(optimizer, "keywords", {}).get(name, 0.0)

@@ -1,0 +1,43 @@
+"""Train the network that a config describes, and leave a run folder that explains itself."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnn_train import run_folder
+
+
+def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> dict[str, float]:
+    """Run the experiment and return its final metrics: `train/...`, `val/...` of the best epoch and `test/...`.
+
+    `folder` is the run's own folder, which with `resume` holds the state to go on from; None makes a new one under
+    `output_dir`.
+    """
+    from cnn_train import experiment
+
+    if folder is None:
+        folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
+        run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
+    if experiment.needs_processes(cfg):
+        return experiment.train_in_processes(folder, resume)
+
+    with experiment.quiet_libraries(), ExitStack() as stack:
+        network, data = experiment.build_network_and_data(cfg)
+        task = experiment.build_task(cfg, network, data)
+        callbacks = experiment.build_callbacks(cfg, task, folder)
+        trainer = experiment.build_trainer(cfg, folder)
+        start = experiment.restore(folder, task, callbacks, trainer) if resume else ""
+        experiment.show_header(cfg, task, trainer, folder, start)
+
+        stack.enter_context(callbacks.checkpoints.signals())
+        stack.callback(callbacks.display.close)
+        trainer.fit(task)
+
+        metrics = experiment.evaluate_best(task, trainer, folder)
+        if trainer.is_global_zero:
+            experiment.record_results(cfg, task, metrics, folder)
+            experiment.show_results(task, metrics, folder)
+        if cfg.trainer.smoke:
+            experiment.check_smoke(task, folder, metrics)
+    return metrics
