@@ -1,0 +1,1 @@
+"""What each layer of a CNN sees, weighs and costs: for any `nn.Module`."""
