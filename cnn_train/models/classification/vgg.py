@@ -1,0 +1,95 @@
+"""VGG: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
+
+https://arxiv.org/abs/1409.1556, Table 1. Names are torchvision's: without a norm, as in the paper, those of its `vgg*`;
+with one those of its `vgg*_bn`, where the convolutions keep their bias. The paper starts its deeper networks from the
+trained network A; weights here start as torchvision's, by He et al. 2015, from which all of them can be trained.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from cnn_train.layers import LayerFactory
+from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.pool import GlobalAvgPool
+
+__all__ = ["vgg11", "vgg13", "vgg16", "vgg19"]
+
+PLAIN = LayerFactory(norm_layer=None)
+
+
+def he_convolutions_normal_dense(network: nn.Module) -> None:
+    """N(0, 2 / fan_out) for convolutions, N(0, 0.01^2) for dense layers."""
+    he_convolutions(network)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.01)
+            nn.init.zeros_(layer.bias)
+
+
+class VGG(nn.Module):
+    """Five blocks of 3x3 convolutions and three dense layers: (N, in_channels, H, W) -> (N, num_classes).
+
+    `depths` is the number of convolutions in each block.
+    """
+
+    min_size = 32
+
+    def __init__(
+        self, depths: Sequence[int], num_classes: int, *, in_channels: int, dropout: float, layers: LayerFactory
+    ):
+        super().__init__()
+        self.features = nn.Sequential()
+        self.pools: list[int] = []
+        channels = in_channels
+        for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True):
+            for _ in range(depth):
+                self.features.append(layers.conv(channels, width, 3, bias=True))
+                if layers.has_norm:
+                    self.features.append(layers.norm(width))
+                self.features.append(layers.act())
+                channels = width
+            self.pools.append(len(self.features))
+            self.features.append(layers.pool(2))
+        self.avgpool = layers.global_pool(channels, paper=partial(GlobalAvgPool, size=7))
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            nn.Linear(self.avgpool.out_features, 4096),
+            layers.act(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            layers.act(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, num_classes),
+        )
+        layers.init(self, paper=he_convolutions_normal_dense)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The features, cut before each pooling: stage k has stride 2^k; the sixth is the last pooling alone."""
+        return [self.features[start:end] for start, end in pairwise([0, *self.pools, len(self.features)])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.flatten(self.avgpool(self.features(x))))
+
+
+def vgg11(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+    """VGG-11 (Table 1, A): 132,863,336 parameters at 1000 classes."""
+    return VGG((1, 1, 2, 2, 2), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+
+
+def vgg13(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+    """VGG-13 (Table 1, B): 133,047,848 parameters at 1000 classes."""
+    return VGG((2, 2, 2, 2, 2), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+
+
+def vgg16(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+    """VGG-16 (Table 1, D): 138,357,544 parameters at 1000 classes."""
+    return VGG((2, 2, 3, 3, 3), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+
+
+def vgg19(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+    """VGG-19 (Table 1, E): 143,667,240 parameters at 1000 classes."""
+    return VGG((2, 2, 4, 4, 4), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
