@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from cnn_train.layers.norm import WSConv2d
 from cnn_train.layers.pool import GlobalAvgPool
 from cnn_train.layers.upsample import Bilinear
 
@@ -31,6 +32,10 @@ class LayerFactory:
     @property
     def has_norm(self) -> bool:
         return self.norm_layer is not None
+
+    @property
+    def standardizes_weights(self) -> bool:
+        return getattr(getattr(self.norm_layer, "func", self.norm_layer), "standardize_weights", False)
 
     def norm(self, channels: int) -> nn.Module:
         """Normalize (N, channels, H, W); `nn.Identity` where there is no norm."""
@@ -76,7 +81,8 @@ class LayerFactory:
         if padding is None:
             height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
             padding = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
-        return nn.Conv2d(
+        conv = WSConv2d if self.standardizes_weights else nn.Conv2d
+        return conv(
             in_channels,
             out_channels,
             kernel_size,

@@ -1,6 +1,7 @@
 """Initializers: each sets all weights of a module in place. Biases become 0, norms scale 1 and shift 0.
 
-`act` makes the activation in use; initializers that preserve variance take their gain from it.
+`act` makes the activation in use; initializers that preserve variance take their gain from it. Upsampling by
+`Transposed` keeps its bilinear start, which is what it is chosen for.
 """
 
 import math
@@ -9,8 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from cnn_train.layers.norm import NORMS, WSConv2d
+from cnn_train.layers.upsample import Transposed
+
 Act = Callable[[], nn.Module]
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def gain(act: Act) -> float:
@@ -20,47 +26,106 @@ def gain(act: Act) -> float:
     """
     z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    module = act().double().cpu()
+    module = act().double().cpu().eval()
     with torch.no_grad():
-        second_moment = torch.trapezoid(module(z.view(1, 1, 1, -1)).view(-1).square() * density, z)
+        activated = module(z.clone().view(1, 1, 1, -1)).view(-1)
+        second_moment = torch.trapezoid(activated.square() * density, z)
     return float(second_moment.rsqrt())
 
 
-def weights(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the weights of convolutions and dense layers after resetting biases and norms to their neutral values."""
+def fans(layer: nn.Module) -> tuple[float, float]:
+    """Inputs that one output is summed from (fan-in), and outputs that one input goes to (fan-out).
+
+    Strides are not counted, as is usual, but in a transposed convolution: of its window only every stride-th weight
+    meets an input.
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    window = math.prod(weight.shape[2:])
+    groups = int(getattr(layer, "groups", 1))
+    if isinstance(layer, TRANSPOSED):
+        inputs, outputs = weight.size(0) // groups, weight.size(1)
+        return inputs * window / math.prod(layer.stride), outputs * window
+    return weight.size(1) * window, weight.size(0) // groups * window
+
+
+def fan(weight: Tensor, mode: str) -> int:
+    """Fan-in or fan-out by the shape (out, in, ...) of a weight alone: that of dense layers and plain convolutions."""
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    return {"fan_in": fan_in, "fan_out": fan_out}[mode]
+
+
+def weights_and_fans(module: nn.Module) -> Iterator[tuple[Tensor, float, float]]:
+    """Yield (weight, fan-in, fan-out) of each layer with weights; biases and norms are set to their neutral values.
+
+    Recurrent layers yield one weight for each gate.
+    """
     for layer in module.modules():
         if isinstance(layer, WEIGHTED):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-            yield layer.weight
-        elif type(layer).__name__.endswith("Norm") or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            if isinstance(getattr(layer, "weight", None), Tensor):
-                nn.init.ones_(layer.weight)  # type: ignore[arg-type]
-            if isinstance(getattr(layer, "bias", None), Tensor):
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            if not isinstance(layer, Transposed):
+                yield (layer.weight, *fans(layer))
+        elif isinstance(layer, nn.RNNBase):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if name.startswith("bias"):
+                    nn.init.zeros_(parameter)
+                else:
+                    gates = 1 if name.startswith("weight_hr") else {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+                    for gate in parameter.detach().chunk(gates):
+                        yield gate, gate.size(1), gate.size(0)
+        elif isinstance(layer, NORMS):
+            for name, neutral in (("weight", nn.init.ones_), ("bias", nn.init.zeros_)):
+                value = getattr(layer, name, None)
+                if isinstance(value, Tensor):
+                    neutral(value)
+
+
+def weights(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights alone of `weights_and_fans`, with the same effect on biases and norms."""
+    for weight, _, _ in weights_and_fans(module):
+        yield weight
 
 
 def xavier_uniform(module: nn.Module, act: Act = nn.Identity) -> None:
     """U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, eq. 16)."""
-    for weight in weights(module):
-        nn.init.xavier_uniform_(weight)
+    for weight, fan_in, fan_out in weights_and_fans(module):
+        bound = math.sqrt(6.0 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)
 
 
 def xavier_normal(module: nn.Module, act: Act = nn.Identity) -> None:
     """N(0, 2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 12)."""
-    for weight in weights(module):
-        nn.init.xavier_normal_(weight)
+    for weight, fan_in, fan_out in weights_and_fans(module):
+        nn.init.normal_(weight, 0.0, math.sqrt(2.0 / (fan_in + fan_out)))
 
 
 def he_normal(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
     """N(0, gain^2 / fan) with the gain of the activation in use (He et al. 2015, eq. 10; 2 / fan for ReLU)."""
     scale = gain(act)
-    for weight in weights(module):
-        nn.init.normal_(weight, 0.0, scale / math.sqrt(fan(weight, mode)))
+    for weight, fan_in, fan_out in weights_and_fans(module):
+        nn.init.normal_(weight, 0.0, scale / math.sqrt(_choose(mode, fan_in, fan_out)))
+
+
+def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
+    """Uniform with the variance of `he_normal`: U(+-gain sqrt(3 / fan))."""
+    scale = gain(act)
+    for weight, fan_in, fan_out in weights_and_fans(module):
+        bound = scale * math.sqrt(3.0 / _choose(mode, fan_in, fan_out))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+def _choose(mode: str, fan_in: float, fan_out: float) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode must be fan_in (keeps activations) or fan_out (keeps gradients), got {mode!r}")
+    return fan_in if mode == "fan_in" else fan_out
 
 
 def he_convolutions(module: nn.Module) -> None:
-    """N(0, 2 / fan_out) for convolutions, neutral norms; dense layers keep torch's own: what residual networks use."""
+    """N(0, 2 / fan_out) for convolutions, neutral norms; dense layers keep torch's own: what residual networks use.
+
+    As in torchvision, groups are not counted in the fan-out.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -68,18 +133,10 @@ def he_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
-    """Uniform with the variance of `he_normal`: U(+-gain sqrt(3 / fan))."""
-    scale = gain(act)
-    for weight in weights(module):
-        bound = scale * math.sqrt(3.0 / fan(weight, mode))
-        nn.init.uniform_(weight, -bound, bound)
-
-
 def lecun_normal(module: nn.Module, act: Act = nn.Identity) -> None:
     """N(0, 1 / fan_in) (LeCun et al. 1998, "Efficient BackProp", eq. 16)."""
-    for weight in weights(module):
-        nn.init.normal_(weight, 0.0, math.sqrt(1.0 / fan(weight, "fan_in")))
+    for weight, fan_in, _ in weights_and_fans(module):
+        nn.init.normal_(weight, 0.0, math.sqrt(1.0 / fan_in))
 
 
 def orthogonal(module: nn.Module, act: Act = nn.ReLU) -> None:
@@ -95,12 +152,6 @@ def normal(module: nn.Module, act: Act = nn.Identity, std: float = 0.01) -> None
         nn.init.normal_(weight, 0.0, std)
 
 
-def fan(weight: Tensor, mode: str) -> int:
-    """Number of inputs (`fan_in`) or outputs (`fan_out`) that a weight of (out, in, ...) connects to one unit."""
-    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-    return {"fan_in": fan_in, "fan_out": fan_out}[mode]
-
-
 def lsuv(module: nn.Module, act: Act = nn.ReLU) -> None:
     """Orthogonal start of LSUV (Mishkin & Matas 2016); `lsuv_calibrate` does the data-dependent part."""
     for weight in weights(module):
@@ -108,21 +159,36 @@ def lsuv(module: nn.Module, act: Act = nn.ReLU) -> None:
 
 
 @torch.no_grad()
-def lsuv_calibrate(network: nn.Module, images: Tensor, tolerance: float = 0.1, max_rounds: int = 10) -> None:
-    """Scale each layer until its output on `images` (N, C, H, W) has variance 1 (Mishkin & Matas 2016, alg. 1)."""
-    variance: dict[str, float] = {}
+def lsuv_calibrate(network: nn.Module, images: Tensor) -> None:
+    """Scale each layer in place to an output of variance 1 on `images` (N, C, H, W) (Mishkin & Matas 2016, alg. 1).
 
-    def record(layer: nn.Module, inputs: object, output: Tensor) -> None:
-        variance["now"] = float(output.float().var())
+    Outputs are linear in the weights, so one pass does what the paper iterates for: each layer is scaled, and its
+    output with it, before the next one sees it. Runs in training mode, as do auxiliary heads; the buffers (running
+    statistics) are put back.
+    """
+    scaled: set[nn.Module] = set()
 
-    for layer in [m for m in network.modules() if isinstance(m, WEIGHTED)]:
-        handle = layer.register_forward_hook(record)
-        try:
-            for _ in range(max_rounds):
-                variance.clear()
-                network(images)
-                if "now" not in variance or variance["now"] <= 0 or abs(variance["now"] - 1) < tolerance:
-                    break
-                layer.weight.div_(math.sqrt(variance["now"]))
-        finally:
+    def scale(layer: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
+        std = float(output.float().std())
+        if layer in scaled or not 0 < std < math.inf:
+            return None
+        scaled.add(layer)
+        for parameter in (layer.weight, layer.bias):
+            if isinstance(parameter, Tensor):
+                parameter.div_(std)
+        return output / std
+
+    layers = [layer for layer in network.modules() if isinstance(layer, WEIGHTED) and not isinstance(layer, WSConv2d)]
+    handles = [layer.register_forward_hook(scale) for layer in layers]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.train()
+        network(images)
+    finally:
+        for handle in handles:
             handle.remove()
+        for module, training in modes:
+            module.training = training
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])

@@ -1,6 +1,7 @@
 """Normalizations, each taking `num_channels` first and any number of channels."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,22 +74,18 @@ class FrozenBatchNorm(nn.Module):
 class SyncBatchNorm(nn.SyncBatchNorm):
     """Batch normalization over the joint batch of all processes (Peng et al. 2018); with one process, batch norm.
 
-    On the CPU, for which torch has no kernel, the moments are averaged through a differentiable all-reduce.
+    On the CPU, for which torch has no kernel, sums over the batch pass through a differentiable all-reduce.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return nn.functional.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.training,
-                self._average_factor(),
-                self.eps,
-            )
-        return super().forward(x) if x.is_cuda else self._forward_all_reduce(x)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.training and distributed and torch.distributed.get_world_size() > 1:
+            return super().forward(x) if x.is_cuda else self._forward_all_reduce(x)
+        factor = self._average_factor()
+        from_batch = self.training or self.running_mean is None
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, from_batch, factor, self.eps
+        )
 
     def _average_factor(self) -> float:
         if self.training and self.num_batches_tracked is not None:
@@ -101,12 +98,12 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         from torch.distributed.nn.functional import all_reduce
 
         factor = self._average_factor()
-        count = x.new_tensor([x.numel() / x.size(1)])
-        sums = torch.cat([x.sum((0, 2, 3)), count])
-        sums = all_reduce(sums)
+        wide = _at_least_float32(x)
+        count = wide.new_tensor([x.numel() / x.size(1)])
+        sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]))
         total = sums[-1].detach()
         mean = sums[:-1] / total
-        centred = x - mean.view(1, -1, 1, 1)
+        centred = wide - mean.view(1, -1, 1, 1)
         var = all_reduce(centred.square().sum((0, 2, 3))) / total
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
@@ -116,7 +113,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         y = centred * (var + self.eps).rsqrt().view(1, -1, 1, 1)
         if self.weight is not None:
             y = y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return y
+        return y.to(x.dtype)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -129,11 +126,17 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     def __init__(self, num_channels: int, size: int = 5, alpha: float = 5e-4, beta: float = 0.75, k: float = 2.0):
         super().__init__(size, alpha, beta, k)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # torch has no kernel for half precision on the CPU.
+        return super().forward(_at_least_float32(x)).to(x.dtype)
+
 
 class BatchRenorm(nn.BatchNorm2d):
     """Batch renormalization (Ioffe 2017, algorithm 1): batch statistics corrected towards the running ones.
 
-    `r` and `d` are clipped to [1 / r_max, r_max] and [-d_max, d_max]; r_max 1 and d_max 0 is batch norm.
+    The correction is x * r + d, r clipped to [1 / r_max, r_max] and d to [-d_max, d_max]; r_max 1 and d_max 0 is batch
+    norm. As in section 4 both bounds start there and, from the step `ramp[0]` on, grow linearly until d_max is reached
+    at `ramp[1]` and r_max at `ramp[2]`, while the running statistics settle.
     """
 
     def __init__(
@@ -143,25 +146,128 @@ class BatchRenorm(nn.BatchNorm2d):
         momentum: float = 0.01,
         r_max: float = 3.0,
         d_max: float = 5.0,
+        ramp: Sequence[int] = (5000, 25000, 40000),
     ):
         super().__init__(num_channels, eps, momentum)
+        if r_max < 1 or d_max < 0:
+            raise ValueError(f"batch_renorm needs r_max >= 1 and d_max >= 0, got {r_max:g} and {d_max:g}")
+        if len(ramp) != 3 or not 0 <= ramp[0] <= min(ramp[1:]):
+            raise ValueError(f"ramp must be three steps [start, d_max reached, r_max reached], got {list(ramp)}")
         self.r_max = r_max
         self.d_max = d_max
+        self.ramp = tuple(ramp)
+
+    def _reached(self, end: int) -> Tensor:
+        """Share of the way to a bound, in [0, 1], as a tensor so that nothing waits for the device."""
+        assert self.num_batches_tracked is not None
+        past = (self.num_batches_tracked - self.ramp[0]).float()
+        return (past / max(end - self.ramp[0], 1)).clamp(0, 1) if end else torch.ones_like(past)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
-        mean = x.mean((0, 2, 3))
-        std = (x.var((0, 2, 3), unbiased=False) + self.eps).sqrt()
-        running_std = (self.running_var + self.eps).sqrt()
-        r = (std.detach() / running_std).clamp(1 / self.r_max, self.r_max)
-        d = ((mean.detach() - self.running_mean) / running_std).clamp(-self.d_max, self.d_max)
+        wide = _at_least_float32(x)
+        var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        std = (var + self.eps).sqrt()
         with torch.no_grad():
+            d_max = self.d_max * self._reached(self.ramp[1])
+            r_max = 1 + (self.r_max - 1) * self._reached(self.ramp[2])
+            running_std = (self.running_var + self.eps).sqrt()
+            r = torch.clamp(std / running_std, 1 / r_max, r_max)
+            d = torch.clamp((mean - self.running_mean) / running_std, -d_max, d_max)
+            count = x.numel() / x.size(1)
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(x.var((0, 2, 3), unbiased=x.numel() > x.size(1)), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = var * (count / max(count - 1, 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         shape = (1, -1, 1, 1)
-        y = (x - mean.view(shape)) / std.view(shape) * r.view(shape) + d.view(shape)
-        return y * self.weight.view(shape) + self.bias.view(shape)
+        y = (wide - mean.view(shape)) / std.view(shape) * r.view(shape) + d.view(shape)
+        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class SwitchableNorm(nn.Module):
+    """Switchable normalization (Luo et al. 2019, eq. 3-5): a learned mixture of instance, layer and batch statistics.
+
+    Means and variances have mixing weights of their own, each a softmax over (instance, layer, batch).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.mean_mix = nn.Parameter(torch.zeros(3))
+        self.var_mix = nn.Parameter(torch.zeros(3))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _at_least_float32(x)
+        instance_var, instance_mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+        second_moment = instance_var + instance_mean.square()
+        layer_mean = instance_mean.mean(1, keepdim=True)
+        layer_var = second_moment.mean(1, keepdim=True) - layer_mean.square()
+        if self.training:
+            batch_mean = instance_mean.mean(0, keepdim=True)
+            batch_var = second_moment.mean(0, keepdim=True) - batch_mean.square()
+            with torch.no_grad():
+                self.running_mean.lerp_(batch_mean.flatten().to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(batch_var.flatten().to(self.running_var.dtype), self.momentum)
+        else:
+            batch_mean, batch_var = self.running_mean.view(1, -1, 1, 1), self.running_var.view(1, -1, 1, 1)
+        a, b = self.mean_mix.softmax(0), self.var_mix.softmax(0)
+        mean = a[0] * instance_mean + a[1] * layer_mean + a[2] * batch_mean
+        var = b[0] * instance_var + b[1] * layer_var + b[2] * batch_var
+        y = (wide - mean) * (var.clamp(min=0) + self.eps).rsqrt()
+        return (y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}, momentum={self.momentum}"
+
+
+class GroupNormWS(GroupNorm):
+    """Group normalization after convolutions with standardized weights (Qiao et al. 2019)."""
+
+    standardize_weights = True  # LayerFactory then makes its convolutions `WSConv2d`.
+
+
+class WSConv2d(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1 (Qiao et al. 2019, eq. 5), whatever is learned.
+
+    A filter of a single weight, which would be 0, is left as it is.
+    """
+
+    eps = 1e-5
+
+    def standardized(self) -> Tensor:
+        """The weight that is convolved with, (out_channels, in_channels / groups, height, width)."""
+        if self.weight[0].numel() == 1:
+            return self.weight
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) * (var + self.eps).rsqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardized(), self.bias)
+
+
+# What `nn.Module.modules()` may hold that normalizes: their scales and shifts are neither initialized nor decayed like
+# weights.
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    FrozenBatchNorm,
+    SwitchableNorm,
+)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

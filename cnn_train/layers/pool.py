@@ -50,20 +50,23 @@ def _check_map(x: Tensor, size: int, name: str) -> None:
     height, width = x.shape[-2:]
     if (height, width) != (size, size):
         raise ValueError(
-            f"head={name} was built for a {size}x{size} map, got {height}x{width}; set head.size={height} "
-            "(square maps only) or another image_size"
+            f"global_pool={name} was built for a {size}x{size} map, got {height}x{width}; "
+            + (f"set global_pool.size={height}" if height == width else "choose a square image_size")
         )
 
 
 class StochasticPool2d(nn.Module):
-    """Stochastic pooling (Zeiler & Fergus 2013): (N, C, H, W) -> (N, C, H', W').
+    """Stochastic pooling (Zeiler & Fergus 2013): (N, C, H, W) -> (N, C, H', W'), of the sizes of `nn.MaxPool2d`.
 
-    In training a window gives one of its activations, drawn with probability proportional to its non-negative part
+    In training a window gives one of its activations, drawn with probability proportional to its positive part
     (eq. 3-4); in evaluation their probability-weighted mean (eq. 6). A window without a positive activation is uniform.
+    Padding is neither drawn nor counted.
     """
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0, ceil_mode: bool = False):
         super().__init__()
+        if padding > kernel_size // 2:
+            raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, got {padding}")
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -75,26 +78,30 @@ class StochasticPool2d(nn.Module):
         # As in torch: the last window must start inside the input or its left padding.
         return outputs - 1 if self.ceil_mode and (outputs - 1) * self.stride >= size + self.padding else outputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
+    def _windows(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H', W', kernel_size^2), with zeros outside."""
+        height, width = x.shape[-2:]
         out_h, out_w = self._output_size(height), self._output_size(width)
-        # NaN marks what lies outside the image: it must be neither drawn nor counted.
-        right = max((out_w - 1) * self.stride + self.kernel_size - width - self.padding, 0)
+        if min(out_h, out_w) < 1:
+            raise ValueError(f"a {height}x{width} map is too small for windows of {self.kernel_size}")
         below = max((out_h - 1) * self.stride + self.kernel_size - height - self.padding, 0)
-        padded = F.pad(x, (self.padding, right, self.padding, below), value=float("nan"))
+        right = max((out_w - 1) * self.stride + self.kernel_size - width - self.padding, 0)
+        padded = F.pad(x, (self.padding, right, self.padding, below))
         windows = padded.unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
-        values = windows[:, :, :out_h, :out_w].reshape(n, c, out_h, out_w, -1)
-        inside = ~values.isnan()
-        values = torch.where(inside, values, torch.zeros_like(values))
-        weights = values.clamp(min=0)
-        total = weights.sum(-1, keepdim=True)
-        probabilities = torch.where(total > 0, weights, inside.to(x.dtype))
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        return windows[:, :, :out_h, :out_w].flatten(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self._windows(x)
+        inside = self._windows(torch.ones_like(x[:1, :1]))
+        weights = values.detach() if self.training else values
+        weights = weights.clamp(min=0).float() if x.dtype in (torch.float16, torch.bfloat16) else weights.clamp(min=0)
+        weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, inside.to(weights.dtype))
         if not self.training:
-            return (probabilities * values).sum(-1)
-        flat = probabilities.detach().float().reshape(-1, values.size(-1))
-        index = torch.multinomial(flat, 1).view(n, c, out_h, out_w, 1)
-        return values.gather(-1, index).squeeze(-1)
+            return (weights / weights.sum(-1, keepdim=True) * values).sum(-1).to(x.dtype)
+        # Of exponential waiting times with these rates the shortest is each one's with the probability we want. Unlike
+        # torch.multinomial this neither waits for the device nor stops at NaN, which the loss will report.
+        waiting = torch.empty_like(weights).exponential_().clamp(min=torch.finfo(weights.dtype).tiny)
+        return values.gather(-1, (weights / waiting).argmax(-1, keepdim=True)).squeeze(-1)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ceil_mode={self.ceil_mode}"

@@ -57,7 +57,8 @@ def bilinear_kernel(kernel_size: int, stride: int) -> Tensor:
 class Transposed(nn.ConvTranspose2d):
     """A transposed convolution that starts as bilinear interpolation (Long et al. 2015, section 3.3).
 
-    The kernel is 2s for an even and 2s - 1 for an odd scale factor s, so that the output is exactly s times the input.
+    Channels do not mix at the start. The kernel is 2s for an even and 2s - 1 for an odd scale factor s, so that the
+    output is exactly s times the input.
     """
 
     def __init__(self, channels: int, scale_factor: int = 2):
