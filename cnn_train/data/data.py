@@ -1,0 +1,224 @@
+"""What training needs of data: splits of images and targets, and batches of them on the device.
+
+Data that fits in memory lives on the device as uint8 and is indexed, augmented and normalized there, a batch at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cnn_train.data.random import generator
+from cnn_train.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Normalized images (N, C, H, W), targets (N) or (N, H, W) int64 or soft (N, K), indices (N) into the split."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class Augment(Protocol):
+    """Changes a uint8 batch; what it draws depends on (seed, epoch, index) of each sample alone."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        indices: Tensor,
+        epoch: int,
+        seed: int,
+        *,
+        ignore_index: int,
+        num_classes: int,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Source(Protocol):
+    """A split: uint8 images and targets by index, all of one size."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, indices: Sequence[Tensor], epoch: int, seed: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device."""
+        ...
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel (C), of values in [0, 1]."""
+        ...
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        """Samples, or pixels, of each class (K)."""
+        ...
+
+
+@dataclass
+class InMemory:
+    """A split held as images (N, C, H, W) uint8 and targets (N) or (N, H, W), moved to the device once."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and len(self.images) == len(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self, indices: Sequence[Tensor], epoch: int, seed: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self.images, self.targets = self.images.to(device), self.targets.to(device)
+        for index in indices:
+            yield self.images[index], self.targets[index].long()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        # By histogram: exact, and without a float copy of all images.
+        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.cpu().unbind(1)]).double()
+        values = torch.arange(256, dtype=torch.float64) / 255
+        share = counts / counts.sum(1, keepdim=True)
+        mean = share @ values
+        return mean, (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        flat = self.targets.flatten().long()
+        return torch.bincount(flat[(flat >= 0) & (flat < num_classes)], minlength=num_classes)
+
+
+class Data:
+    """Three splits of one kind of image, and how they are batched.
+
+    `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
+    and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
+    to 255). Targets equal to `ignore_index` count nowhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        splits: Mapping[str, Source],
+        class_names: Sequence[str],
+        *,
+        in_channels: int,
+        image_size: tuple[int, int],
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int = 0,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+        normalize: str = "standardize",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        ignore_index: int = -100,
+    ):
+        if normalize not in ("standardize", "minmax", "none"):
+            raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
+        for split in ("train", "val", "test"):
+            if not len(splits[split]):
+                raise DataError(f"{name}: the {split} split is empty")
+        self.name = name
+        self.task = task
+        self.splits = splits
+        self.class_names = list(class_names)
+        self.num_classes = len(self.class_names)
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.augment = augment
+        self.drop_last = drop_last and len(splits["train"]) >= batch_size
+        self.normalize = normalize
+        self.ignore_index = ignore_index
+        if normalize != "standardize":
+            mean, std = [0.0] * in_channels, [1.0 if normalize == "minmax" else 1 / 255] * in_channels
+        elif mean is None or std is None:
+            computed = splits["train"].statistics()
+            mean, std = (values.tolist() for values in computed)
+        self.mean, self.std = list(mean), [max(value, 1e-6) for value in std]
+        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float64))
+        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
+        self._scale, self._shift = scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
+
+    def size(self, split: str) -> int:
+        """Number of samples."""
+        return len(self.splits[split])
+
+    def train_steps(self, world_size: int = 1) -> int:
+        """Batches of an epoch, the same for every process; a rest smaller than the number of processes is left out."""
+        full, rest = divmod(self.size("train"), self.batch_size)
+        return full + (0 if self.drop_last else int(rest >= world_size))
+
+    def train_batches(
+        self, epoch: int, *, device: torch.device, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on, or this process's part of each."""
+        order = torch.randperm(self.size("train"), generator=generator(self.seed, epoch)).to(device)
+        cuts = range(start * self.batch_size, self.train_steps(world_size) * self.batch_size, self.batch_size)
+        indices = [order[cut : cut + self.batch_size][rank::world_size] for cut in cuts]
+        made = self.splits["train"].batches(indices, epoch, self.seed, device)
+        for index, (images, targets) in zip(indices, made, strict=True):
+            if self.augment is not None:
+                images, targets = self.augment(
+                    images,
+                    targets,
+                    index,
+                    epoch,
+                    self.seed,
+                    ignore_index=self.ignore_index,
+                    num_classes=self.num_classes,
+                )
+            yield Batch(self.to_input(images), targets, index)
+
+    def eval_batches(self, split: str, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Every sample of a split once, in order, unaltered; each process gets its own."""
+        mine = torch.arange(rank, self.size(split), world_size, device=device)
+        indices = list(mine.split(self.eval_batch_size))
+        for index, (images, targets) in zip(
+            indices, self.splits[split].batches(indices, 0, self.seed, device), strict=True
+        ):
+            yield Batch(self.to_input(images), targets, index)
+
+    def to_input(self, images: Tensor) -> Tensor:
+        """Normalize uint8 images (N, C, H, W) to what the network takes."""
+        if self._scale.device != images.device:
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        return (images * self._scale).add_(self._shift)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Inverse of `to_input`, as values in [0, 1]."""
+        scale, shift = self._scale.to(images.device), self._shift.to(images.device)
+        return ((images - shift) / scale / 255).clamp(0, 1)
+
+    def class_counts(self, split: str) -> Tensor:
+        """Samples, or pixels, of each class (K)."""
+        return self.splits[split].class_counts(self.num_classes)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What an image must go through before the network, as plain data."""
+        return {
+            "task": self.task,
+            "image_size": list(self.image_size),
+            "in_channels": self.in_channels,
+            "normalize": self.normalize,
+            "mean": self.mean,
+            "std": self.std,
+            "ignore_index": self.ignore_index,
+        }
+
+
+def as_size(image_size: int | Sequence[int] | None, default: int) -> tuple[int, int]:
+    """(height, width) of what a config says: a side, two numbers, or None for the default."""
+    if image_size is None:
+        return default, default
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width
