@@ -261,6 +261,8 @@ def build_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        # A resumed epoch has fewer calls than those after it.
+        reload_dataloaders_every_n_epochs=1,
     )
 
 

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.progress import (
     Task as Row,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cnn_train.callbacks.callback import Callback
@@ -122,7 +122,7 @@ class Display(Callback):
 def results(title: str, metrics: Mapping[str, float], per_class: Mapping[str, float], per_class_name: str) -> None:
     """Print the table of final metrics to stdout."""
     console = Console(highlight=False)
-    table = Table("metric", Text("value", justify="right"), title=title, title_justify="left")
+    table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     if 0 < len(per_class) <= 30:
