@@ -14,8 +14,8 @@ from cnn_train.analysis.trace import _check_size, on_meta
 class TrainingMemory:
     """Bytes that a training step needs: what is always there, and what each image adds.
 
-    `parameters`, `gradients`, `optimizer` and `buffers` do not depend on the batch. `saved` is what autograd keeps of one
-    image for the backward pass, `transient` the largest output and its gradient, alive at the same time as those.
+    `parameters`, `gradients`, `optimizer` and `buffers` do not depend on the batch. `saved` is what autograd keeps of
+    one image for the backward pass, `transient` the largest output and its gradient, alive at the same time as those.
     """
 
     parameters: int
@@ -77,7 +77,7 @@ def training_memory(module: nn.Module, input_size: Sequence[int], *, optimizer_s
                 kept.append(batch)
                 output = module(batch)
             del output
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"the network fails in training on two images of {tuple(input_size)}: {reason}") from error
         finally:

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from cnn_train.analysis.graph import Finding, Graph, Node
 
-_FAR_LARGER = 3  # times the input: Richter et al. 2021 find layers unproductive from 1 on, deep residual nets live with 2
+_FAR_LARGER = (
+    3  # times the input: Richter et al. 2021 find layers unproductive from 1 on, deep residual nets live with 2
+)
 _FEW = 0.01
+_SOME = 0.05
 
 
 def diagnose(graph: Graph) -> list[Finding]:
@@ -34,8 +37,8 @@ def _field_size(graph: Graph) -> list[Finding]:
         seen, pixels = last.sights[axis].local.size, graph.input_size[axis + 1]
         if seen < pixels:
             message = (
-                f"the largest receptive field is {seen} pixels {word}, the image {pixels}: no unit sees all of it before "
-                "global pooling or dense layers; add depth, strides or dilation, or give smaller images"
+                f"the largest receptive field is {seen} pixels {word}, the image {pixels}: no unit sees all of it "
+                "before global pooling or dense layers; add depth, strides or dilation, or give smaller images"
             )
             findings.append(Finding("small-field", last.layer, message))
         elif seen > _FAR_LARGER * pixels:
@@ -43,10 +46,12 @@ def _field_size(graph: Graph) -> list[Finding]:
             rows = [r for r in graph.rows if r.node is not None and r.node >= first.index]
             share = sum(r.parameters for r in rows) / max(graph.parameters, 1)
             message = (
-                f"from here on the receptive field is over {_FAR_LARGER} times the image's {pixels} pixels {word} (at most "
-                f"{seen}); {share:.0%} of the parameters lie there; give larger images, or fewer layers or strides"
+                f"from here on the receptive field is over {_FAR_LARGER} times the image's {pixels} pixels {word} "
+                f"(at most {seen}); {share:.0%} of the parameters lie there; "
+                "give larger images, or fewer layers or strides"
             )
-            findings.append(Finding("large-field", first.layer, message))
+            if share > _SOME:
+                findings.append(Finding("large-field", first.layer, message))
         if findings and graph.input_size[1] == graph.input_size[2]:
             break
     return findings
@@ -58,8 +63,9 @@ def _misaligned(graph: Graph) -> list[Finding]:
         return []
     worst = max(found, key=lambda node: max(node.misaligned))
     message = (
-        f"branches joined here lie up to {max(worst.misaligned):g} pixels apart on the image ({len(found)} such places in the "
-        "network); make paddings (k - 1) / 2 on every branch, or choose an input size that the strides divide"
+        f"branches joined here lie up to {max(worst.misaligned):g} pixels apart on the image "
+        f"({len(found)} such places in the network); make paddings (k - 1) / 2 on every branch, or "
+        "choose an input size that the strides divide"
     )
     return [Finding("misaligned", worst.layer, message)]
 
@@ -103,50 +109,41 @@ def _gapped(taps: tuple[tuple[int, ...], ...], step: int) -> bool:
 
 
 def _gridding(graph: Graph) -> list[Finding]:
-    """Runs of two and more dilated convolutions whose middle unit skips positions of the map that the run starts from.
+    """Runs of two and more dilated convolutions whose middle unit skips positions of the map where their stride began.
 
-    Wang et al. 2018 ("Understanding convolution for semantic segmentation", section 3.2): dilations 2-2-2 of 3x3 kernels
-    read a chequerboard, 1-2-5 every position.
+    Wang et al. 2018 ("Understanding convolution for semantic segmentation", section 3.2): dilations 2-2-2 of 3x3
+    kernels read every second position, 1-2-5 all.
     """
-    runs: dict[int, tuple[int, int]] = {}  # last convolution by the node that the run starts from
-    starts: dict[int, frozenset[int]] = {}
-    depth: dict[int, int] = {}
-    for node in graph.nodes:
-        inherited = frozenset().union(*(starts.get(e.source, frozenset()) for e in node.edges))
-        longest = max((depth.get(e.source, 0) for e in node.edges), default=0)
-        if any(sight.collapsed for sight in node.sights) or any(not _plain(e.reads) for e in node.edges):
+    begins: dict[int, int] = {0: 0}  # the earliest map at the same resolution that windows lead from
+    dilated: dict[int, int] = {}
+    ends: dict[int, tuple[int, int]] = {}
+    for node in graph.nodes[1:]:
+        if any(sight.collapsed for sight in node.sights) or not all(_plain(edge.reads) for edge in node.edges):
+            begins[node.index] = node.index
             continue
+        begins[node.index] = min(begins.get(edge.source, node.index) for edge in node.edges)
+        longest = max(dilated.get(edge.source, 0) for edge in node.edges)
         if node.kind == "conv" and max(node.geometry.get("dilation", (1,))) > 1:
-            inherited |= {node.edges[0].source}
             longest += 1
-            for start in inherited:
-                if longest > 1 and start != node.edges[0].source:
-                    runs[start] = max(runs.get(start, (0, 0)), (longest, node.index))
-        starts[node.index], depth[node.index] = inherited, longest
-    if not runs:
-        return []
+            if longest > 1:
+                begin = begins[node.index]
+                ends[begin] = max(ends.get(begin, (0, 0)), (longest, node.index))
+        dilated[node.index] = longest
     findings = []
-    # Runs that end in the same place are one story: its beginning tells it.
-    for end in sorted({index for _, index in runs.values()}):
-        start = min(s for s, (_, index) in runs.items() if index == end)
-        mask = _hull(graph.reached_nodes(end, None, start))
-        holes = 1 - mask.float().mean().item()
+    for begin, (_, end) in ends.items():
+        mask = _hull(graph.reached_nodes(end, None, begin))
+        holes = unread_share(mask)
         if holes > _FEW:
             message = (
-                f"gridding: {holes:.0%} of the positions inside its {mask.shape[0]}x{mask.shape[1]} window on the map before "
-                "the first dilated convolution are read by no path; use dilations without a common factor, such as 1-2-5"
+                f"gridding: {holes:.0%} of the positions inside its {mask.shape[0]}x{mask.shape[1]} window on the map "
+                "where the dilated run begins are read by no path; use dilations without a common factor, such as 1-2-5"
             )
             findings.append(Finding("gridding", graph.nodes[end].layer, message, mask))
-    return findings[:1] if len({f.message for f in findings}) == 1 else _worst(findings)
+    return findings
 
 
 def _plain(reads: tuple) -> bool:
     return all(not r.whole and r.step == 1 and len(r.taps) == 1 for r in reads)
-
-
-def _worst(findings: list[Finding]) -> list[Finding]:
-    """The finding with the most holes."""
-    return [max(findings, key=lambda f: 1 - f.mask.float().mean().item() if f.mask is not None else 0)] if findings else []
 
 
 def _hull(mask: Tensor) -> Tensor:
@@ -174,8 +171,8 @@ def _norms(graph: Graph) -> list[Finding]:
         (
             "norm-over-one-value",
             lambda row, values: values == 1 and ("Batch" in row.kind or "batch" in row.kind),
-            "it averages one value per image: training fails with one image per batch, and is noisy with few; use more images "
-            "per batch, another norm here, or none",
+            "it averages one value per image: training fails with one image per batch, and is noisy with few; use more "
+            "images per batch, another norm here, or none",
         ),
     ):
         places = [
@@ -202,10 +199,10 @@ def _groups(graph: Graph) -> list[Finding]:
         if groups is not None:
             fresh = graph.nodes[node.edges[0].source].channels
             # Depthwise convolutions are meant to leave channels apart.
-            if 1 < before and 1 < groups < fresh and before % groups == groups % before == 0 and not findings:
+            if before > 1 and 1 < groups < fresh and before % groups == groups % before == 0 and not findings:
                 message = (
-                    f"{groups} groups follow {before} groups and nothing mixes channels between them: {groups} networks side "
-                    "by side; shuffle channels, or put a 1x1 convolution with groups=1 between"
+                    f"{groups} groups follow {before} groups and nothing mixes channels between them: "
+                    f"{groups} networks side by side; shuffle channels, or put a 1x1 convolution with groups=1 between"
                 )
                 findings.append(Finding("unmixed-groups", node.layer, message))
             apart[node.index] = groups if 1 < groups < fresh else (before if groups == fresh > 1 else 1)

@@ -7,6 +7,7 @@ stride s, whose neighbouring units do not shift alike, has period s.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -34,29 +35,31 @@ class Reads:
         turns, place = divmod(position, len(self.taps))
         return [tap + turns * self.step for tap in self.taps[place]]
 
+    def inside(self, position: int, inputs: int) -> list[int]:
+        """The input positions that output `position` reads on a map of `inputs` positions."""
+        if self.whole:
+            return list(range(inputs))
+        taps = self.at(position)
+        if self.edge == "clamp":
+            return [min(max(tap, 0), inputs - 1) for tap in taps]
+        if self.edge == "reflect":
+            return [-tap if tap < 0 else 2 * (inputs - 1) - tap if tap >= inputs else tap for tap in taps]
+        return [tap for tap in taps if 0 <= tap < inputs]
+
     def matrix(self, outputs: int, inputs: int) -> Tensor:
         """Booleans (outputs, inputs): does this output position read that input position?"""
-        if self.whole:
-            return torch.ones(outputs, inputs, dtype=torch.bool)
         rows, columns = [], []
         for position in range(outputs):
-            for tap in self.at(position):
-                if not 0 <= tap < inputs:
-                    if self.edge == "skip":
-                        continue
-                    if self.edge == "clamp":
-                        tap = min(max(tap, 0), inputs - 1)
-                    else:
-                        tap = -tap if tap < 0 else 2 * (inputs - 1) - tap
-                rows.append(position)
-                columns.append(tap)
+            taps = self.inside(position, inputs)
+            rows.extend([position] * len(taps))
+            columns.extend(taps)
         result = torch.zeros(outputs, inputs, dtype=torch.bool)
         result[rows, columns] = True
         return result
 
 
 SAME = Reads()
-WHOLE = Reads(whole=True)
+WHOLE = Reads(step=0, whole=True)
 BROADCAST = Reads(step=0)
 
 
@@ -176,12 +179,12 @@ class Intervals:
         outputs = min(len(reads.taps) * turns, _LONGEST_PERIOD)
         shift = self.shift * reads.step * turns // period if reads.step else 0
         seen = [[self.at(tap) for tap in reads.at(position)] for position in range(outputs)]
-        return _from_units([_hull(units) for units in seen], shift)
+        return _from_units([hull(units) for units in seen], shift)
 
     def union(self, other: "Intervals", units: int) -> "Intervals":
         """What units see that read both maps at the same place; `units` is the map's size.
 
-        Maps of different jump have no common period: then the `units` inside the map are listed, and only they are exact.
+        Maps of different jump have no common period: then the `units` of the map are listed, and only they are exact.
         """
         if self == other:
             return self
@@ -190,15 +193,29 @@ class Intervals:
             shift = self.shift * (period // len(self.low))
         else:
             period, shift = units, round(max(self.jump, other.jump) * units)
-        return _from_units([_hull([self.at(i), other.at(i)]) for i in range(period)], shift)
+        return _from_units([hull([self.at(i), other.at(i)]) for i in range(period)], shift)
 
 
-def _hull(intervals: list[tuple[int, int]]) -> tuple[int, int] | None:
-    intervals = [i for i in intervals if i[0] <= i[1]]
-    return (min(i[0] for i in intervals), max(i[1] for i in intervals)) if intervals else None
+Interval = tuple[int, int] | None  # first and last pixel; None: none
 
 
-def _from_units(units: list[tuple[int, int] | None], shift: int) -> Intervals:
+@lru_cache(maxsize=4096)
+def clipped_through(units: tuple[Interval, ...], reads: Reads, outputs: int) -> tuple[Interval, ...]:
+    """What the units of the next map see inside the image, each reading `units` of this one."""
+    if reads == SAME and len(units) == outputs:
+        return units
+    if reads.whole:
+        return (hull(units),) * outputs
+    return tuple(hull([units[tap] for tap in reads.inside(o, len(units))]) for o in range(outputs))
+
+
+def hull(intervals: Iterable[Interval]) -> Interval:
+    """The smallest interval that holds all of them; empty ones count for nothing."""
+    full = [i for i in intervals if i is not None and i[0] <= i[1]]
+    return (min(i[0] for i in full), max(i[1] for i in full)) if full else None
+
+
+def _from_units(units: list[Interval], shift: int) -> Intervals:
     """A unit that reads nothing (a transposed convolution whose stride is longer than its kernel) is put where its
     neighbour is, as an empty interval of size 0."""
     seen = [unit for unit in units if unit is not None]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnn_train.analysis.fields import SAME, Intervals, Reads
+from cnn_train.analysis.fields import SAME, Interval, Intervals, Reads, hull
 
 _AXES = ("height", "width")
 
@@ -16,11 +16,13 @@ _AXES = ("height", "width")
 class Sight:
     """What the units of a map see along one axis.
 
-    `local` follows the windows; `whole` is the interval that global operations (pooling, squeeze-and-excitation, a dense
-    layer) add for every unit, and `collapsed` says that nothing but global operations lead here.
+    `local` follows the windows on an unbounded axis, `clipped` those of each unit inside the image (None: it sees
+    padding only). `whole` is the interval that global operations (pooling, squeeze-and-excitation, a dense layer) add
+    for every unit, and `collapsed` says that nothing but global operations lead here.
     """
 
-    local: Intervals = Intervals()
+    local: Intervals
+    clipped: tuple[Interval, ...]
     whole: tuple[int, int] | None = None
     collapsed: bool = False
 
@@ -29,9 +31,9 @@ class Sight:
         """Receptive field in pixels, global operations included."""
         return self.whole[1] - self.whole[0] + 1 if self.whole else self.local.size
 
-    def at(self, unit: int) -> tuple[int, int]:
-        """First and last pixel that `unit` sees."""
-        return self.whole if self.whole else self.local.at(unit)
+    def at(self, unit: int) -> Interval:
+        """First and last pixel inside the image that `unit` sees; None if it sees padding only."""
+        return hull([self.whole, self.clipped[unit]])
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Node:
 class LayerRow:
     """One layer as a table shows it; pairs are (height, width), sizes are for one image.
 
-    `receptive_field` counts global operations (squeeze-and-excitation, image pooling), `local_receptive_field` leaves them
-    out; both in pixels and unclipped: padding counts. `jump` is the effective stride and `start` the centre of the first
-    unit in pixels (the first pixel's centre is 0). `varies`: behind upsampling, units see fields of different size or
-    spacing and the largest is given. All of these are None where the layer does not depend on the image or is not `used`
-    in evaluation. `connections` counts map size x channels x (in-channels / groups x kernel area + 1).
+    `receptive_field` counts global operations (squeeze-and-excitation, image pooling), `local_receptive_field` leaves
+    them out; both in pixels and unclipped: padding counts. `jump` is the effective stride and `start` the centre of the
+    first unit in pixels (the first pixel's centre is 0). `varies`: behind upsampling, units see fields of different
+    size or spacing and the largest is given. All of these are None where the layer does not depend on the image or is
+    not `used` in evaluation. `connections` counts map size x channels x (in-channels / groups x kernel area + 1).
     """
 
     name: str
@@ -92,7 +94,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Finding:
-    """A warning: `kind` in one word, where (`layer`), what it means and what to do; `mask` is a picture where one helps."""
+    """A warning: `kind` in one word, the `layer`, what it means and what to do; `mask`: a picture, where one helps."""
 
     kind: str
     layer: str
@@ -155,15 +157,18 @@ class Graph:
         names = ", ".join([row.name for row in self.rows if row.used][-3:])
         raise ValueError(f"no layer {layer!r}; layers are named like modules, e.g. {names}")
 
-    def intervals(self, layer: str | None = None, *, clip: bool = True) -> tuple[list[tuple[int, int]], ...]:
-        """First and last pixel seen by each row, and by each column, of a layer's map; `clip` cuts at the borders."""
+    def intervals(self, layer: str | None = None, *, gates: bool = True) -> tuple[list[Interval], list[Interval]]:
+        """First and last pixel inside the image that each row, and each column, of a layer's map sees.
+
+        A row sees what any of its units does: where branches end in different columns, units at the border see less.
+        Without `gates`, global operations are left out.
+        """
         node = self.node_of(layer)
-        result = []
-        for axis, (units, sight) in enumerate(zip(node.units, node.sights, strict=True)):
-            last = self.input_size[axis + 1] - 1
-            seen = [sight.at(unit) for unit in range(units)]
-            result.append([(max(0, low), min(last, high)) for low, high in seen] if clip else seen)
-        return tuple(result)
+        rows, columns = (
+            [sight.at(unit) for unit in range(units)] if gates else list(sight.clipped)
+            for units, sight in zip(node.units, node.sights, strict=True)
+        )
+        return rows, columns
 
     def reached(
         self,
@@ -175,8 +180,8 @@ class Graph:
     ) -> Tensor:
         """Booleans (H, W): the pixels that some path leads from to `unit` (row, column; the middle one) of a layer.
 
-        Exact, borders included. With `source`, the units of that layer instead of pixels; without `gates`, paths through
-        global operations are left out.
+        Exact, borders included. With `source`, the units of that layer instead of pixels; without `gates`, paths
+        through global operations are left out.
         """
         node = self.node_of(layer)
         goal = 0 if source is None else self.node_of(source).index

@@ -1,8 +1,9 @@
 """The receptive field measured: an independent check of the arithmetic in `trace`.
 
-The network is run as it is, except that convolutions and dense layers sum their window with weight one, normalizations
-and activations pass their input on, and max pooling sums. Then every path carries a positive gradient, and what reaches
-the image is the receptive field. The gradient of every operation is cut to 0 and 1, so that depth makes nothing vanish.
+The network is run as it is, except that convolutions and dense layers average their window, normalizations and
+activations pass their input on, max pooling averages, and products of maps are sums. Then every path
+carries a positive gradient, and what reaches the image is the receptive field. The gradient of every operation is cut
+to 0 and 1, so that depth makes nothing vanish.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +18,20 @@ from torch.overrides import TorchFunctionMode
 
 from cnn_train.analysis.trace import _check_size, _expand, _tensors, is_norm
 
-_TRANSPARENT = frozenset(
-    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ elu elu_ celu selu gelu silu mish softplus softsign sigmoid "
-    "sigmoid_ tanh tanh_ logsigmoid hardtanh hardtanh_ hardswish hardsigmoid threshold threshold_ softmax log_softmax dropout "
-    "dropout_ dropout1d dropout2d feature_dropout alpha_dropout batch_norm group_norm layer_norm instance_norm "
-    "local_response_norm clamp clamp_ clip normalize".split()
-)
+# fmt: off
+_TRANSPARENT = frozenset({
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu",
+    "selu", "gelu", "silu", "mish", "softplus", "softsign", "sigmoid", "sigmoid_", "tanh", "tanh_", "logsigmoid",
+    "hardtanh", "hardtanh_", "hardswish", "hardsigmoid", "threshold", "threshold_", "softmax", "log_softmax",
+    "dropout", "dropout_", "dropout1d", "dropout2d", "feature_dropout", "alpha_dropout", "batch_norm", "group_norm",
+    "layer_norm", "instance_norm", "local_response_norm", "clamp", "clamp_", "clip", "normalize",
+})
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The pixels from which a unit can be reached: `mask` (H, W), and first and last row and column of them (None: none)."""
+    """The pixels from which a unit can be reached: `mask` (H, W), and the first and last row and column of them."""
 
     mask: Tensor
     rows: tuple[int, int] | None
@@ -46,7 +50,9 @@ def probe(
 
     Without `gates`, global average pooling passes no gradient, which leaves squeeze-and-excitation out.
     """
-    return probe_layers(module, input_size, ["" if layer is None else layer], unit, gates=gates)["" if layer is None else layer]
+    return probe_layers(module, input_size, ["" if layer is None else layer], unit, gates=gates)[
+        "" if layer is None else layer
+    ]
 
 
 def probe_layers(
@@ -83,7 +89,7 @@ def probe_layers(
             stack.callback(modules[name].register_forward_hook(store(name)).remove)
         try:
             with torch.enable_grad(), _Summing(gates):
-                module(image)
+                module(_Even.apply(image))
         finally:
             for m, mode in modes.items():
                 m.training = mode
@@ -94,7 +100,9 @@ def probe_layers(
         if y.dim() == 4:
             row, column = unit or (y.shape[2] // 2, y.shape[3] // 2)
             value = y[0, :, row, column]
-        (gradient,) = torch.autograd.grad(value.sum(), image, retain_graph=True, allow_unused=True)
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value.sum(), image, retain_graph=True, allow_unused=True)
         mask = torch.zeros(size[1:], dtype=torch.bool) if gradient is None else (gradient[0] > 0).any(0)
         result[name] = Measured(mask, _extent(mask.any(1)), _extent(mask.any(0)))
     return result
@@ -106,7 +114,7 @@ def _extent(line: Tensor) -> tuple[int, int] | None:
 
 
 def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     return lambda: module.__dict__.pop("forward", None) and None
 
 
@@ -130,11 +138,13 @@ class _Even(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return (gradient > 1e-6 * gradient.max()).to(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Bicubic weights are negative at the ends.
+        size = gradient.abs()
+        return (size > 1e-6 * size.max()).to(gradient)
 
 
 class _Summing(TorchFunctionMode):
@@ -154,6 +164,9 @@ class _Summing(TorchFunctionMode):
             rule = getattr(self, f"_{name}", None)
             if rule is not None:
                 return rule(func, *args, **kwargs)
+        if name in _PRODUCTS and len(args) == 2 and all(_carries_path(a) for a in args):
+            # Both factors carry a path, and a sum does not shrink from gate to gate.
+            return _Even.apply(args[0] + args[1])
         # Scales and shifts that the network learns must not be zero or negative.
         args, kwargs = _without_parameters(args), _without_parameters(kwargs)
         out = func(*args, **kwargs)
@@ -174,11 +187,11 @@ class _Summing(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        # With equal weights all channels of a group are one sum.
+        # With equal weights all channels of a group are one mean.
         summed = _by_group(input, groups)
         ones = input.new_ones(groups, 1, *weight.shape[2:])
         out = F.conv2d(summed, ones, None, stride, padding, dilation, groups)
-        return _Even.apply(out).repeat_interleave(weight.shape[0] // groups, 1) * 1e-3
+        return _Even.apply(out / ones[0].numel()).repeat_interleave(weight.shape[0] // groups, 1)
 
     def _conv_transpose2d(
         self,
@@ -195,10 +208,10 @@ class _Summing(TorchFunctionMode):
         summed = _by_group(input, groups)
         ones = input.new_ones(groups, 1, *weight.shape[2:])
         out = F.conv_transpose2d(summed, ones, None, stride, padding, output_padding, groups, dilation)
-        return _Even.apply(out).repeat_interleave(weight.shape[1], 1) * 1e-3
+        return _Even.apply(out / ones[0].numel()).repeat_interleave(weight.shape[1], 1)
 
     def _linear(self, func: Any, input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-        return _Even.apply(input.sum(-1, keepdim=True)).expand(*input.shape[:-1], weight.shape[0]) * 1e-3
+        return _Even.apply(input.mean(-1, keepdim=True)).repeat_interleave(weight.shape[0], -1)
 
     def _max_pool2d(
         self,
@@ -219,14 +232,16 @@ class _Summing(TorchFunctionMode):
             _expand(v, 2) for v in (kernel_size, stride if stride else kernel_size, padding, dilation)
         )
         # Zeros behind the border make room for the windows that ceil_mode adds.
-        room = [max(0, (like.shape[d + 2] - 1) * steps[d] + gaps[d] * (kernel[d] - 1) + 1 - input.shape[d + 2]) for d in (0, 1)]
+        room = [
+            max(0, (like.shape[d + 2] - 1) * steps[d] + gaps[d] * (kernel[d] - 1) + 1 - input.shape[d + 2])
+            for d in (0, 1)
+        ]
         padded = F.pad(input, (pads[1], room[1], pads[0], room[0]))
         channels = input.shape[1]
         ones = input.new_ones(channels, 1, *kernel)
         out = F.conv2d(padded, ones, None, steps, 0, gaps, channels)[:, :, : like.shape[2], : like.shape[3]]
-        out = _Even.apply(out) * 1e-1
+        out = _Even.apply(out / ones[0].numel())
         if func.__name__.endswith("_with_indices") or return_indices:
-            self.windows = (kernel, steps, pads, gaps)
             indices.window = (kernel, steps, pads, gaps)  # type: ignore[attr-defined]
             return out, indices
         return out
@@ -258,14 +273,21 @@ class _Summing(TorchFunctionMode):
         return F.adaptive_avg_pool2d(input, output_size)
 
 
-_EVENED = frozenset(
-    "interpolate upsample avg_pool2d adaptive_avg_pool2d mean sum cat add add_ __add__ __iadd__ __radd__ mul __mul__ __imul__ "
-    "__rmul__ mul_ stack pad matmul".split()
-)
+# fmt: off
+_PRODUCTS = frozenset({"mul", "__mul__", "__imul__", "__rmul__", "mul_", "multiply"})
+_EVENED = frozenset({
+    "interpolate", "upsample", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "cat", "add", "add_", "__add__",
+    "__iadd__", "__radd__", "mul", "__mul__", "__imul__", "__rmul__", "mul_", "stack", "pad", "matmul",
+})
+# fmt: on
+
+
+def _carries_path(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    return x.unflatten(1, (groups, -1)).sum(2)
+    return x.unflatten(1, (groups, -1)).mean(2)
 
 
 def _without_parameters(tree: Any) -> Any:

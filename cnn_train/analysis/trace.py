@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from cnn_train.analysis.fields import (
     BROADCAST,
     SAME,
     WHOLE,
+    Interval,
     Intervals,
     Reads,
     adaptive,
+    clipped_through,
+    hull,
     pad,
     pick,
     resize,
@@ -31,24 +34,28 @@ from cnn_train.analysis.fields import (
 from cnn_train.analysis.graph import Edge, Graph, LayerRow, Node, Sight, Span, with_sight
 
 _NORM = re.compile(r"(norm|renorm)([123]d)?$|lrn$", re.IGNORECASE)
-_VIEWS = frozenset(
-    "view _unsafe_view reshape unsqueeze squeeze permute transpose t expand slice select split split_with_sizes unbind "
-    "clone detach alias _to_copy contiguous copy narrow lift_fresh as_strided _reshape_alias unfold_copy".split()
-)
-_POINTWISE = frozenset(
-    "hardswish hardtanh hardsigmoid relu6 dropout native_dropout clone detach alias _to_copy copy contiguous lift_fresh "
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm batch_norm "
-    "_batch_norm_with_update native_group_norm native_layer_norm channel_shuffle native_channel_shuffle prelu "
-    "_prelu_kernel rrelu celu selu alpha_dropout masked_fill fill _fused_rms_norm".split()
-)
-_CONSTANT = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full bernoulli "
-    "new_empty_strided zero".split()
-)
-_REDUCTIONS = frozenset(
-    "mean sum amax amin max min argmax argmin var std var_mean std_mean logsumexp prod norm linalg_vector_norm any all "
-    "cumsum".split()
-)
+# fmt: off
+_VIEWS = frozenset({
+    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t", "expand", "slice",
+    "select", "split", "split_with_sizes", "unbind", "clone", "detach", "alias", "_to_copy", "contiguous", "copy",
+    "narrow", "lift_fresh", "as_strided", "_reshape_alias", "unfold_copy",
+})
+_POINTWISE = frozenset({
+    "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout", "native_dropout", "clone", "detach", "alias",
+    "_to_copy", "copy", "contiguous", "lift_fresh", "native_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update",
+    "native_group_norm", "native_layer_norm", "channel_shuffle", "native_channel_shuffle", "prelu", "_prelu_kernel",
+    "rrelu", "celu", "selu", "alpha_dropout", "masked_fill", "fill", "_fused_rms_norm",
+})
+_CONSTANT = frozenset({
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+    "new_empty", "new_full", "bernoulli", "new_empty_strided", "zero",
+})
+_REDUCTIONS = frozenset({
+    "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean",
+    "logsumexp", "prod", "norm", "linalg_vector_norm", "any", "all", "cumsum",
+})
+# fmt: on
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -62,8 +69,8 @@ def is_norm(module: nn.Module) -> bool:
 def trace(module: nn.Module, input_size: Sequence[int]) -> Graph:
     """Follows an image of `input_size` (C, H, W) through the module in evaluation mode.
 
-    Weights are neither read nor copied; the module is left as it was. ValueError names the operation and the layer where
-    the trace cannot go on.
+    Weights are neither read nor copied; the module is left as it was. ValueError names the operation and the layer
+    where the trace cannot go on.
     """
     channels, height, width = _check_size(input_size)
     tracer = _Tracer(module, (channels, height, width))
@@ -112,8 +119,10 @@ def on_meta(module: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
         for m in module.modules():
             for holder in (m._parameters, m._buffers, m.__dict__):
                 for key, value in list(holder.items()):
-                    if isinstance(value, nn.parameter.UninitializedTensorMixin):
-                        raise ValueError(f"{type(m).__name__}.{key} has no shape yet; run the module once on an image first")
+                    if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
+                        raise ValueError(
+                            f"{type(m).__name__}.{key} has no shape yet; run the module once on an image first"
+                        )
                     if isinstance(value, Tensor):
                         swap(holder, key, value)
             # Recurrent layers keep a second list of their weights.
@@ -189,8 +198,10 @@ class _Tracer:
 
     def run(self, image: Tensor, originals: dict[int, nn.Parameter]) -> None:
         self.parameter_of = originals
-        sights = (Sight(), Sight())
-        self.nodes.append(Node(0, "input", "input", (image.shape[2], image.shape[3]), sights, channels=image.shape[1]))
+        sights = tuple(Sight(Intervals(), tuple((i, i) for i in range(n))) for n in image.shape[2:])
+        self.nodes.append(
+            Node(0, "input", "input", (image.shape[2], image.shape[3]), (sights[0], sights[1]), channels=image.shape[1])
+        )
         dims: Dims = ((), ((image.shape[1], None),), ((image.shape[2], 0),), ((image.shape[3], 1),))
         self._keep(image, _Map(0, dims))
         with ExitStack() as stack:
@@ -202,7 +213,7 @@ class _Tracer:
                     self.module(image)
             except _Unknown as error:
                 raise ValueError(str(error)) from None
-            except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+            except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError) as error:
                 where = self.stack[-1].name if self.stack else ""
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise ValueError(
@@ -231,7 +242,7 @@ class _Tracer:
                 self._recurrent(module, inputs[0], output)
                 out = next(iter(_tensors(output)), None)
             else:
-                (out,) = list(_tensors(output))[:1] or [None]
+                out = next(_tensors(output), None)
                 if out is not None:
                     source = self.maps[id(inputs[0])]
                     self._add(out, source.dims, [(source, {})], kind=type(module).__name__)
@@ -313,7 +324,9 @@ class _Tracer:
         if values is not None:
             self.nodes[node].norm_values = values
         if leaf is None and base not in _VIEWS:
-            parameters = self._count(self.parameter_of[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.parameter_of)
+            parameters = self._count(
+                self.parameter_of[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.parameter_of
+            )
             label = f"{call.name}.{base}" if call.name else base
             self._row(label, base, outputs[0], node, target, parameters)
 
@@ -336,7 +349,9 @@ class _Tracer:
         elif base in _POINTWISE or torch.Tag.pointwise in func.tags:
             self._pointwise(base, tracked, outputs)
         else:
-            raise _Unknown("there is no rule for what it reads; use a known operation there, or analyse the part before it")
+            raise _Unknown(
+                "there is no rule for what it reads; use a known operation there, or analyse the part before it"
+            )
         self._write_through(args, outputs)
 
     def _write_through(self, args: tuple, outputs: list[Tensor]) -> None:
@@ -359,7 +374,8 @@ class _Tracer:
         if id(base) in self.maps:
             edges.append((self.maps[id(base)], {}))
         dims = tuple(
-            atoms if any(a is not None for _, a in atoms) else ((base.shape[d], None),) for d, atoms in enumerate(state.dims)
+            atoms if any(a is not None for _, a in atoms) else ((base.shape[d], None),)
+            for d, atoms in enumerate(state.dims)
         )
         self._add(base, dims, edges, kind="write")
 
@@ -371,7 +387,9 @@ class _Tracer:
         kind: str,
         **extra: Any,
     ) -> Node:
-        """Makes the node of `out`; `edges` give what each input map is read by along each axis (default: the same place)."""
+        """Makes the node of `out`; `edges` say how each input map is read along each axis (default: the same place)."""
+        if out.numel() == 0:
+            raise _Unknown(f"its output has no elements ({tuple(out.shape[1:])}); give a larger image")
         sizes = {axis: size for atoms in dims for size, axis in atoms if axis is not None}
         units = (sizes.get(0, 1), sizes.get(1, 1))
         made: list[Edge] = []
@@ -409,8 +427,8 @@ class _Tracer:
 
     def _see(self, edges: list[Edge], axis: int, units: int) -> tuple[Sight, float]:
         """What the new map's units see along one axis, and by how many pixels its inputs are misaligned."""
-        last = self.input_size[axis + 1] - 1
         locals_: list[Intervals] = []
+        inside: list[tuple[Interval, ...]] = []
         wholes: list[tuple[int, int]] = []
         collapsed: list[Intervals] = []
         for edge in edges:
@@ -421,13 +439,13 @@ class _Tracer:
             if sight.collapsed:
                 collapsed.append(sight.local)
             elif reads.whole:
-                seen = [sight.local.at(unit) for unit in range(source.units[axis])]
-                low, high = max(0, min(s[0] for s in seen)), min(last, max(s[1] for s in seen))
-                wholes.append((low, high))
-                collapsed.append(Intervals((low,), (high,), 0))
+                seen = hull(sight.clipped) or (0, 0)
+                wholes.append(seen)
+                collapsed.append(Intervals((seen[0],), (seen[1],), 0))
             else:
                 locals_.append(sight.local if reads == SAME else sight.local.through(reads))
-        whole = (min(w[0] for w in wholes), max(w[1] for w in wholes)) if wholes else None
+                inside.append(clipped_through(sight.clipped, reads, units))
+        whole = hull(wholes)
         drift = 0.0
         group = locals_ or collapsed
         local = group[0]
@@ -435,7 +453,10 @@ class _Tracer:
             if locals_ and units > 1:
                 drift = max(drift, _drift(local, other, units))
             local = local.union(other, units)
-        return Sight(local, whole, not locals_), drift
+        if not locals_:
+            return Sight(local, (whole,) * units, whole, True), drift
+        clipped = inside[0] if len(set(inside)) == 1 else tuple(hull(seen) for seen in zip(*inside, strict=True))
+        return Sight(local, clipped, whole), drift
 
     # -- rules -----------------------------------------------------------------------------------------------------
 
@@ -452,7 +473,9 @@ class _Tracer:
                 if not any(axis is not None for _, axis in atoms):
                     continue
                 if any(axis is not None for _, axis in chosen) and _axes(chosen) != _axes(atoms):
-                    raise _Unknown("it joins maps whose rows and columns are in different dimensions; permute them first")
+                    raise _Unknown(
+                        "it joins maps whose rows and columns are in different dimensions; permute them first"
+                    )
                 chosen = atoms
             dims.append(chosen)
         if len(set(axes := [a for atoms in dims for a in _axes(atoms)])) != len(axes):
@@ -466,7 +489,9 @@ class _Tracer:
         x = named["self"]
         state = self.maps[id(x)]
         given = named.get("dim")
-        dims = list(range(x.dim())) if given is None or given == [] else [given] if isinstance(given, int) else list(given)
+        dims = (
+            list(range(x.dim())) if given is None or given == [] else [given] if isinstance(given, int) else list(given)
+        )
         dims = [d % x.dim() for d in dims]
         reads = {axis: WHOLE for d in dims for _, axis in state.dims[d] if axis is not None}
         kept = base == "cumsum" or "softmax" in base
@@ -474,7 +499,8 @@ class _Tracer:
             new: Dims = state.dims
         elif outputs[0].dim() == x.dim():
             new = tuple(
-                tuple((1, a) for _, a in atoms if a is not None) if d in dims else atoms for d, atoms in enumerate(state.dims)
+                tuple((1, a) for _, a in atoms if a is not None) if d in dims else atoms
+                for d, atoms in enumerate(state.dims)
             )
         else:
             new = tuple(atoms for d, atoms in enumerate(state.dims) if d not in dims)
@@ -501,7 +527,7 @@ class _Tracer:
             elif len(axes) == 1:
                 by_axis[axes[0]] = read
                 dims[d] = ((out.shape[d], axes[0]),)
-            elif read == SAME or read.taps == ((0,),) and read.step == 1:
+            elif read.taps == ((0,),) and read.step == 1:
                 continue
             else:
                 raise _Unknown("it slides over rows and columns that were flattened into one dimension")
@@ -536,7 +562,10 @@ class _Tracer:
         self._spatial(named["self"], outputs[0], reads, kind)
         if len(outputs) > 1:
             self._keep(outputs[1], self.maps[id(outputs[0])])
-            self.windows[id(outputs[1])] = (n, {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation})
+            self.windows[id(outputs[1])] = (
+                n,
+                {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation},
+            )
 
     def _op_max_pool2d_with_indices(self, named: dict, outputs: list[Tensor]) -> None:
         self._pool(named, outputs, 2, "max_pool")
@@ -559,8 +588,7 @@ class _Tracer:
             raise _Unknown("its indices do not come straight from a max pooling; pass those unchanged")
         _, w = self.windows[id(indices)]
         reads = [
-            transposed(*values)
-            for values in zip(w["kernel"], w["stride"], w["padding"], w["dilation"], strict=True)
+            transposed(*values) for values in zip(w["kernel"], w["stride"], w["padding"], w["dilation"], strict=True)
         ]
         if id(x) not in self.maps:
             raise _Unknown("its input does not depend on the image")
@@ -597,7 +625,7 @@ class _Tracer:
         self._resize("bicubic", named, outputs)
 
     def _pad(self, named: dict, outputs: list[Tensor], edge: str) -> None:
-        x, widths = named["self"], named.get("pad", named.get("padding"))
+        x, widths = named["self"], named["pad" if "pad" in named else "padding"]
         n = len(widths) // 2
         reads = [pad(widths[2 * (n - 1 - d)], edge) for d in range(n)]
         self._spatial(x, outputs[0], reads, "pad")
@@ -754,7 +782,9 @@ class _Tracer:
             edges.append((state, dict.fromkeys(_axes(state.dims[inner]), WHOLE)))
         dims = (*lead, rows, columns)
         if len(set(axes := [x for atoms in dims for x in _axes(atoms)])) != len(axes):
-            raise _Unknown("it pairs every place of a map with every other (attention); there is no single place to follow")
+            raise _Unknown(
+                "it pairs every place of a map with every other (attention); there is no single place to follow"
+            )
         self._add(out, dims, edges, "linear")
 
     def _op_mm(self, named: dict, outputs: list[Tensor]) -> None:
@@ -840,7 +870,9 @@ def _regroup(atoms: list[Atom], shape: Sequence[int]) -> Dims:
                 rest.insert(0, (n // missing, None))
                 missing = 1
             else:
-                raise _Unknown("it splits rows or columns of a map over several dimensions; use pixel_unshuffle or slices")
+                raise _Unknown(
+                    "it splits rows or columns of a map over several dimensions; use pixel_unshuffle or slices"
+                )
         if size == 1 and rest and rest[0][0] == 1:
             taken.append(rest.pop(0))
         if place == len(shape) - 1:

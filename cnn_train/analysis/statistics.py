@@ -1,0 +1,142 @@
+"""Activations and gradients per layer on a batch: dead units, saturation, sparsity."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnn_train.analysis.trace import _tensors
+
+# Lower and upper end of the activations that saturate.
+_ENDS: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Sigmoid: (0.0, 1.0),
+    nn.Hardsigmoid: (0.0, 1.0),
+    nn.Tanh: (-1.0, 1.0),
+    nn.Softsign: (-1.0, 1.0),
+}
+_NEAR = 0.05  # share of the range at either end that counts as saturated
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
+
+
+@dataclass
+class LayerStatistics:
+    """One layer on one batch, of all its calls.
+
+    `dead`: share of channels that are zero everywhere on the batch (rectifiers only). `sparsity`: share of zeros.
+    `saturated`: share of values within 5 % of the range's ends (sigmoids, tanh). `gradient_*` are of the loss by the
+    layer's output, `weight_gradient` the norm of its by the layer's own parameters. None where it does not apply.
+    """
+
+    name: str
+    kind: str
+    mean: float = 0.0
+    deviation: float = 0.0
+    sparsity: float = 0.0
+    dead: float | None = None
+    saturated: float | None = None
+    gradient_mean: float | None = None
+    gradient_deviation: float | None = None
+    weight_gradient: float | None = None
+
+
+def layer_statistics(
+    module: nn.Module,
+    images: Tensor,
+    loss: Callable[[Any], Tensor] | None = None,
+) -> list[LayerStatistics]:
+    """Statistics of every leaf module on `images` (N, C, H, W); `loss` maps the network's output to a scalar.
+
+    Runs in the module's present mode; weights, gradients and buffers (running statistics) are left as they were.
+    Without `loss` there are no gradients.
+    """
+    rows: dict[str, LayerStatistics] = {}
+    sums: dict[str, list[Tensor]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(m: nn.Module, _: Any, output: Any) -> None:
+            y = next((t for t in _tensors(output) if t.is_floating_point()), None)
+            if y is None:
+                return
+            rows[name] = _activation(name, m, y.detach())
+            if loss is not None and y.requires_grad:
+                y.register_hook(
+                    lambda g: sums.setdefault(name, []).append(torch.stack([g.mean(), g.std(correction=0)]))
+                )
+
+        return hook
+
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    with ExitStack() as stack:
+        for name, m in module.named_modules():
+            if not any(True for _ in m.children()):
+                stack.callback(m.register_forward_hook(look(name)).remove)
+        with torch.set_grad_enabled(loss is not None):
+            output = module(images)
+            if loss is not None:
+                gradients = torch.autograd.grad(loss(output), parameters, allow_unused=True)
+    with torch.no_grad():
+        for name, b in module.named_buffers():
+            b.copy_(buffers[name])
+    if loss is not None:
+        by_parameter = {id(p): g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        modules = dict(module.named_modules())
+        for name, row in rows.items():
+            if name in sums:
+                mean, deviation = torch.stack(sums[name]).mean(0).tolist()
+                row.gradient_mean, row.gradient_deviation = mean, deviation
+            own = [by_parameter[id(p)] for p in modules[name].parameters() if id(p) in by_parameter]
+            if own:
+                row.weight_gradient = float(torch.stack([g.norm() for g in own]).norm())
+    return list(rows.values())
+
+
+def _activation(name: str, module: nn.Module, y: Tensor) -> LayerStatistics:
+    row = LayerStatistics(name, type(module).__name__)
+    row.mean, row.deviation = float(y.mean()), float(y.std(correction=0))
+    zeros = y == 0
+    row.sparsity = float(zeros.float().mean())
+    if isinstance(module, _RECTIFIERS) and y.dim() > 1:
+        row.dead = float(_silent(y).float().mean())
+    ends = next((e for kind, e in _ENDS.items() if isinstance(module, kind)), None)
+    if ends is not None:
+        low, high = ends
+        margin = _NEAR * (high - low)
+        row.saturated = float(((y < low + margin) | (y > high - margin)).float().mean())
+    return row
+
+
+def _silent(y: Tensor) -> Tensor:
+    """Channels (C) of (N, C, ...) that are zero everywhere."""
+    return (y == 0).transpose(0, 1).flatten(1).all(1)
+
+
+def dead_units(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Booleans (C) by rectifier: the channels that fire on no image of the `batches` (N, C, H, W) in evaluation."""
+    silent: dict[str, Tensor] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, y: Tensor) -> None:
+            now = _silent(y)
+            silent[name] = silent[name] & now if name in silent else now
+
+        return hook
+
+    modes = {m: m.training for m in module.modules()}
+    with ExitStack() as stack:
+        for name, m in module.named_modules():
+            if isinstance(m, _RECTIFIERS):
+                stack.callback(m.register_forward_hook(look(name)).remove)
+        try:
+            for m in modes:
+                m.training = False
+            with torch.no_grad():
+                for images in batches:
+                    module(images)
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+    return silent
