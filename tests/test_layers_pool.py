@@ -101,6 +101,8 @@ def test_seed_decides_the_draws_and_nan_passes_through():
     x[0, 0, 0, 0] = float("nan")
     assert StochasticPool2d(2)(x).isnan().sum() == 1
     assert StochasticPool2d(2).eval()(x).isnan().sum() == 1
+    x[0, 0, 0, 0] = float("inf")
+    assert StochasticPool2d(2)(x).isinf().sum() == 1
 
 
 def test_half_precision_sums_do_not_overflow():

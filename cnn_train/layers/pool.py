@@ -95,13 +95,17 @@ class StochasticPool2d(nn.Module):
         inside = self._windows(torch.ones_like(x[:1, :1]))
         weights = values.detach() if self.training else values
         weights = weights.clamp(min=0).float() if x.dtype in (torch.float16, torch.bfloat16) else weights.clamp(min=0)
-        weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, inside.to(weights.dtype))
+        weights = torch.where(weights.sum(-1, keepdim=True) == 0, inside.to(weights.dtype), weights)
         if not self.training:
             return (weights / weights.sum(-1, keepdim=True) * values).sum(-1).to(x.dtype)
-        # Of exponential waiting times with these rates the shortest is each one's with the probability we want. Unlike
-        # torch.multinomial this neither waits for the device nor stops at NaN, which the loss will report.
-        waiting = torch.empty_like(weights).exponential_().clamp(min=torch.finfo(weights.dtype).tiny)
-        return values.gather(-1, (weights / waiting).argmax(-1, keepdim=True)).squeeze(-1)
+        # The first whose cumulative weight exceeds a random share of the total; below 1, so that rounding cannot exceed
+        # it. Unlike torch.multinomial this neither waits for the device nor stops at NaN, which the loss will report.
+        cumulative = weights.cumsum(-1)
+        total = cumulative[..., -1:]
+        threshold = torch.rand_like(total).clamp(max=1 - 1e-6) * total
+        index = (cumulative <= threshold).sum(-1, keepdim=True).clamp(max=values.size(-1) - 1)
+        drawn = torch.where(total.isfinite(), values.gather(-1, index), total.to(x.dtype))
+        return drawn.squeeze(-1)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ceil_mode={self.ceil_mode}"
