@@ -6,7 +6,7 @@ et al., "Understanding Convolution for Semantic Segmentation", WACV 2018, https:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from cnn_train.layers import LayerFactory
 from cnn_train.models.classification import builder
 
 PROBE_SIZES = (1024, 512)
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
+
+Geometry = dict[nn.Module, dict[str, Any]]
 
 
 class Encoder(nn.Module):
@@ -24,8 +27,11 @@ class Encoder(nn.Module):
     lone `features` under theirs, as in torchvision; the head is dropped. `channels` and `strides` describe the maps.
 
     `output_stride` bounds the stride: what would exceed it gets stride 1, and every window after it is dilated by as
-    much as its input is now denser, so that the maps hold the old ones on a coarser grid. A 2x2 pooling then becomes
-    3x3 (DeepLab v1). `dilate_strided` dilates the windows that lost their stride, too (Caffe's and MobileNet's form).
+    much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings of even size, which
+    have no centre, become one wider instead (3x3 in DeepLab v1), and averages are not dilated. `dilate_strided` dilates
+    the windows that lost their stride, too (PSPNet's and MobileNetV3's form). `eval_output_stride` is another bound for
+    evaluation mode; `channels` and `strides` are those of training.
+
     `multi_grid` multiplies the dilations of the last stage, block by block; `hybrid` gives the blocks of each dilated
     stage the rates of a pattern such as (1, 2, 5) in turn.
     """
@@ -38,6 +44,7 @@ class Encoder(nn.Module):
         network: nn.Module,
         *,
         output_stride: int | None = None,
+        eval_output_stride: int | None = None,
         multi_grid: Sequence[int] | None = None,
         hybrid: Sequence[int] | None = None,
         dilate_strided: bool = False,
@@ -58,19 +65,29 @@ class Encoder(nn.Module):
             self.add_module(name, child)
         # Views of the children above: a plain list, so that no parameter is registered twice.
         self.stages = list(stages)
+        self.min_size: int = getattr(network, "min_size", 1)
 
         was_training = network.training
         network.eval()
-        if output_stride is not None:
-            _dilate(self.stages, output_stride, dilate_strided)
-        if hybrid is not None:
-            _repeat_rates(self.stages, hybrid)
-        if multi_grid is not None:
-            _multiply_rates(self.stages[-1], multi_grid)
+        original = _geometry(self.stages)
+        self._geometry_by_mode: dict[bool, Geometry] = {}
+        for training, bound in ((False, eval_output_stride or output_stride), (True, output_stride)):
+            _set_geometry(original)
+            if bound is not None:
+                _dilate(self.stages, bound, dilate_strided)
+            if hybrid is not None:
+                _repeat_rates(self.stages, hybrid)
+            if multi_grid is not None:
+                _multiply_rates(self.stages[-1], multi_grid)
+            self._geometry_by_mode[training] = _geometry(self.stages)
         maps, _ = _probe(self.stages)
         network.train(was_training)
         self.channels = [channels for channels, _ in maps]
         self.strides = [stride or PROBE_SIZES[0] for _, stride in maps]
+
+    def train(self, mode: bool = True) -> Self:
+        _set_geometry(self._geometry_by_mode[mode])
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -156,6 +173,17 @@ def _probe(stages: Sequence[nn.Module]) -> tuple[list[tuple[int, int | None]], d
     return maps, {layer: stride(sizes) for layer, sizes in inputs.items()}
 
 
+def _geometry(stages: Sequence[nn.Module]) -> Geometry:
+    leaves = [leaf for stage in stages for leaf in _leaves(stage)]
+    return {leaf: {name: getattr(leaf, name) for name in GEOMETRY if hasattr(leaf, name)} for leaf in leaves}
+
+
+def _set_geometry(geometry: Geometry) -> None:
+    for layer, attributes in geometry.items():
+        for name, value in attributes.items():
+            setattr(layer, name, value)
+
+
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
@@ -183,20 +211,19 @@ def _dilate(stages: Sequence[nn.Module], output_stride: int, dilate_strided: boo
 
 def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
     """Dilate a window by `factor`; a pooling of even size that lost its stride grows by one to have a centre."""
+    window: Any = layer
     if isinstance(layer, nn.Conv2d):
-        layer.dilation = (layer.dilation[0] * factor, layer.dilation[1] * factor)
+        window.dilation = (layer.dilation[0] * factor, layer.dilation[1] * factor)
         assert not isinstance(layer.padding, str)
-        layer.padding = (layer.padding[0] * factor, layer.padding[1] * factor)
+        window.padding = (layer.padding[0] * factor, layer.padding[1] * factor)
     elif hasattr(layer, "kernel_size"):
-        pool: Any = layer
-        size = _pair(pool.kernel_size)[0]
-        if lost_stride:
-            size += 1 - size % 2
-            pool.kernel_size, pool.padding, pool.ceil_mode = size, size // 2, False
-            if hasattr(pool, "count_include_pad"):
-                pool.count_include_pad = False
-        if hasattr(pool, "dilation"):  # an average over a wider grid has no such layer in torch
-            pool.dilation, pool.padding = pool.dilation * factor, pool.padding * factor
+        size = _pair(window.kernel_size)[0]
+        if lost_stride and size % 2 == 0:
+            window.kernel_size, window.padding, window.ceil_mode = size + 1, size // 2, False
+            if hasattr(layer, "count_include_pad"):
+                window.count_include_pad = False
+        elif hasattr(layer, "dilation"):
+            window.dilation, window.padding = window.dilation * factor, window.padding * factor
 
 
 def _blocks(stage: nn.Module) -> list[nn.Module]:
