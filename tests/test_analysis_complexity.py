@@ -1,5 +1,7 @@
 """Counts against torch's flop counter, closed forms and papers."""
 
+import time
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,13 @@ def test_all_of_torchvision() -> None:
 )
 def test_published_figures(name: str, billions: float, digits: int) -> None:
     assert round(trace(build(name), (3, 224, 224)).multiply_adds / 1e9, digits) == billions
+
+
+def test_a_deep_network_answers_at_once() -> None:
+    net = build("resnet152")
+    start = time.process_time()
+    assert trace(net, (3, 224, 224)).parameters == 60_192_808
+    assert time.process_time() - start < 3
 
 
 def test_a_row_by_hand() -> None:

@@ -159,7 +159,10 @@ class _Dispatch(TorchDispatchMode):
         self.record = record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        if torch.Tag.pointwise in func.tags and func._schema.name.endswith("_") and _one_shape(args):
+            out = args[0]  # in place nothing changes but values, and there are none
+        else:
+            out = func(*args, **(kwargs or {}))
         self.record(func, args, kwargs or {}, out)
         return out
 
@@ -825,6 +828,12 @@ class _Tracer:
             batch = state.dims[1 - steps] if x.dim() == 3 else ()
             final: Dims = (((tensor.shape[0], None),), batch, ((tensor.shape[-1], None),))[: tensor.dim()]
             self._add(tensor, final, [(state, inner | dict.fromkeys(over, WHOLE))], type(module).__name__)
+
+
+def _one_shape(args: tuple) -> bool:
+    """Do all tensors among `args` have the shape of the first, and lie on the meta device?"""
+    tensors = list(_tensors(args))
+    return bool(tensors) and all(t.is_meta and t.shape == tensors[0].shape for t in tensors) and tensors[0] is args[0]
 
 
 def _at(name: str) -> str:
