@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_train.data.data import Augment
-from cnn_train.data.random import hash_keys, uniform
+from cnn_train.data.random import key, uniform
 from cnn_train.errors import DataError
 
 
@@ -93,23 +93,25 @@ class PadCrop:
 
 @dataclass(frozen=True)
 class Shift:
-    """Turn by up to `degrees`, move by up to `translate` of the size and scale by 1 +- `scale`, bilinear."""
+    """Turn by up to `degrees`, slant by `shear`, move by `translate` of the sides and scale by 1 +- `scale`, bilinear."""
 
     degrees: float = 10.0
-    translate: float = 0.1
+    translate: float = 0.08
     scale: float = 0.1
+    shear: float = 0.1
 
     def __call__(
         self, images: Tensor, targets: Tensor, indices: Tensor, epoch: int, seed: int, *, ignore_index: int, **_: Any
     ) -> tuple[Tensor, Tensor]:
         height, width = images.shape[-2:]
-        draws = (_draws(self, seed, epoch, indices, 4) * 2 - 1).view(-1, 4, 1, 1).unbind(1)
+        draws = (_draws(self, seed, epoch, indices, 5) * 2 - 1).view(-1, 5, 1, 1).unbind(1)
         angle = draws[0] * math.radians(self.degrees)
         size = 1 + draws[1] * self.scale
         cos, sin = angle.cos() / size, angle.sin() / size
         # Pixel centres in [-1, 1]. Written out, since a batched matrix product may round differently in other batches.
         x = ((torch.arange(width, device=images.device) * 2 + 1) / width - 1).view(1, 1, -1)
         y = ((torch.arange(height, device=images.device) * 2 + 1) / height - 1).view(1, -1, 1)
+        x = x + draws[4] * (self.shear * height / width) * y
         grid_x = cos * x + sin * (height / width) * y + draws[2] * (2 * self.translate)
         grid_y = cos * y - sin * (width / height) * x + draws[3] * (2 * self.translate)
         grid = torch.stack([grid_x, grid_y], -1)
@@ -197,9 +199,9 @@ class MixUp:
 
 @dataclass(frozen=True)
 class CutMix:
-    """Put a rectangle of the image before it in the batch into an image, of area 1 - Beta(alpha, alpha) (Yun et al. 2019).
+    """Put a rectangle of the image before it in the batch into an image (Yun et al. 2019).
 
-    Gives soft targets (N, num_classes), by the area that is left. The rectangle belongs to the sample, the partner to
+    Its area is 1 - Beta(alpha, alpha). Gives soft targets (N, num_classes), by the area that is left. The rectangle belongs to the sample, the partner to
     the batch.
     """
 
@@ -225,10 +227,10 @@ class CutMix:
 
 def _draws(augment: object, seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     """`count` numbers in [0, 1) for each sample (N, count), others for each kind of augmentation."""
-    return uniform(seed, _name_key(type(augment).__name__), epoch, indices, count=count)
+    return uniform(seed, _name_key(type(augment).__name__), epoch, indices=indices, count=count)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _name_key(name: str) -> int:
     return zlib.crc32(name.encode())
 
@@ -262,7 +264,7 @@ def _beta(draw: Tensor, alpha: float) -> Tensor:
     return torch.lerp(table[index], table[index + 1], position - index)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _beta_quantiles(alpha: float, steps: int = 2048) -> tuple[float, ...]:
     """Quantiles at 2 * steps + 1 evenly spaced probabilities from 0 to 1."""
     if alpha <= 0:
@@ -307,30 +309,28 @@ class PerSample:
         ignore_index: int,
     ) -> tuple[Tensor, Tensor | None]:
         """The sample as it comes in an epoch: what a data worker calls."""
-        key = int(hash_keys(seed, _name_key(type(self).__name__), epoch, index))
-        with _seeded(key):
+        with _seeded(key(seed, _name_key(type(self).__name__), epoch, index)):
             return self.change(image, label_map, size, ignore_index)
 
     def __call__(
         self, images: Tensor, targets: Tensor, indices: Tensor, epoch: int, seed: int, *, ignore_index: int, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        keys = hash_keys(seed, _name_key(type(self).__name__), epoch, indices).tolist()
         maps = targets.ndim == 3
+        size = (images.size(2), images.size(3))
         changed = []
-        for row, key in enumerate(keys):
-            with _seeded(key):
-                label_map = targets[row] if maps else None
-                changed.append(self.change(images[row], label_map, tuple(images.shape[-2:]), ignore_index))
+        for row, index in enumerate(indices.tolist()):
+            label_map = targets[row] if maps else None
+            changed.append(self.one(images[row], label_map, size, index, epoch, seed, ignore_index))
         images = torch.stack([image for image, _ in changed])
         return images, torch.stack([cast(Tensor, label) for _, label in changed]) if maps else targets
 
 
 @contextmanager
-def _seeded(key: int) -> Iterator[None]:
-    """Within: torch's CPU generator starts from the key; afterwards it is as it was."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Within: torch's CPU generator starts from the seed; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPU's generator, which nothing would set back.
-        torch.default_generator.manual_seed(key & (2**63 - 1))
+        torch.default_generator.manual_seed(seed & (2**63 - 1))
         yield
 
 

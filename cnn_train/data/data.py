@@ -44,9 +44,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, indices: Sequence[Tensor], epoch: int, seed: int, device: torch.device
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device."""
+        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device; unaltered without an epoch."""
         ...
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class InMemory:
         return len(self.images)
 
     def batches(
-        self, indices: Sequence[Tensor], epoch: int, seed: int, device: torch.device
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self.images, self.targets = self.images.to(device), self.targets.to(device)
         for index in indices:
@@ -123,6 +123,10 @@ class Data:
         for split in ("train", "val", "test"):
             if not len(splits[split]):
                 raise DataError(f"{name}: the {split} split is empty")
+        if task == "segmentation" and getattr(augment, "labels_only", False):
+            raise DataError(
+                f"the chosen augment does not change label maps; {name} needs augment=flip, shift or another"
+            )
         self.name = name
         self.task = task
         self.splits = splits
@@ -182,7 +186,7 @@ class Data:
         mine = torch.arange(rank, self.size(split), world_size, device=device)
         indices = list(mine.split(self.eval_batch_size))
         for index, (images, targets) in zip(
-            indices, self.splits[split].batches(indices, 0, self.seed, device), strict=True
+            indices, self.splits[split].batches(indices, None, self.seed, device), strict=True
         ):
             yield Batch(self.to_input(images), targets, index)
 

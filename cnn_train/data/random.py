@@ -3,43 +3,49 @@
 import torch
 from torch import Tensor
 
-# Constants of splitmix64 (Steele, Lea & Flood 2014), as the signed 64-bit integers that torch has.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX2 = 0x94D049BB133111EB - (1 << 64)
+# Constants of splitmix64 (Steele, Lea & Flood 2014).
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_STREAM = 1024  # numbers that one key may give
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64, whose own shift keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _signed(value: int) -> int:
+    """The int64 of the same 64 bits."""
+    value &= 2**64 - 1
+    return value - (value >> 63 << 64)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    # The masks make logical shifts of int64's arithmetic ones.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MIX1)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MIX2)
+    return x ^ ((x >> 31) & (2**33 - 1))
 
 
-def hash_keys(*keys: int | Tensor) -> Tensor:
-    """Mix integers and broadcastable int64 tensors into one int64 hash, in their order."""
-    state = torch.zeros((), dtype=torch.int64)
-    for key in keys:
-        if isinstance(key, Tensor):
-            state = state.to(key.device)
-        else:
-            key = torch.tensor(key, dtype=torch.int64, device=state.device)
-        state = _mix((state + _GOLDEN) ^ key * _MIX2)
-    return state
+def _mix_int(x: int) -> int:
+    x &= 2**64 - 1
+    x = (x ^ (x >> 30)) * _MIX1 & (2**64 - 1)
+    x = (x ^ (x >> 27)) * _MIX2 & (2**64 - 1)
+    return x ^ (x >> 31)
 
 
-def uniform(*keys: int | Tensor, count: int = 1) -> Tensor:
-    """`count` numbers in [0, 1) for each key: a float32 tensor of the keys' shape and a last axis of `count`."""
-    counter = torch.arange(1, count + 1, dtype=torch.int64)
-    base = hash_keys(*keys).unsqueeze(-1)
+def key(*parts: int) -> int:
+    """Mix integers, in their order, into one of 64 bits, signed."""
+    state = 0
+    for part in parts:
+        state = _mix_int((state + _GOLDEN) ^ (part * _MIX2))
+    return _signed(state)
+
+
+def uniform(*parts: int, indices: Tensor, count: int = 1) -> Tensor:
+    """`count` numbers in [0, 1) for each index under a key of integers: indices (N) int64 -> (N, count) float32."""
+    assert count <= _STREAM
+    counter = torch.arange(count, device=indices.device) + indices.unsqueeze(1) * _STREAM
     # 24 bits: every value is a float32, and 1.0 cannot be rounded to.
-    return _shift(_mix(base + counter.to(base.device) * _GOLDEN), 40).float() * 2.0**-24
+    return ((_mix(counter * _signed(_GOLDEN) + key(*parts)) >> 40) & (2**24 - 1)) * 2.0**-24
 
 
-def generator(*keys: int) -> torch.Generator:
-    """A CPU generator seeded by the keys."""
-    return torch.Generator().manual_seed(int(_shift(hash_keys(*keys), 1)))
+def generator(*parts: int) -> torch.Generator:
+    """A CPU generator seeded by a key."""
+    return torch.Generator().manual_seed(key(*parts) & (2**63 - 1))
