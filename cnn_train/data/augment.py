@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -93,7 +93,7 @@ class PadCrop:
 
 @dataclass(frozen=True)
 class Shift:
-    """Turn by up to `degrees`, slant by `shear`, move by `translate` of the sides and scale by 1 +- `scale`, bilinear."""
+    """Turn by up to `degrees`, move by `translate` of the sides, scale by 1 +- `scale`, slant by `shear`."""
 
     degrees: float = 10.0
     translate: float = 0.08
@@ -201,8 +201,8 @@ class MixUp:
 class CutMix:
     """Put a rectangle of the image before it in the batch into an image (Yun et al. 2019).
 
-    Its area is 1 - Beta(alpha, alpha). Gives soft targets (N, num_classes), by the area that is left. The rectangle belongs to the sample, the partner to
-    the batch.
+    Its area is 1 - Beta(alpha, alpha). Gives soft targets (N, num_classes), by the area that is left. The rectangle
+    belongs to the sample, the partner to the batch.
     """
 
     alpha: float = 1.0
@@ -334,13 +334,13 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
 class RandomResizedCrop(PerSample):
     """A part of the image of random area and shape, brought to size (Szegedy et al. 2015, section 6)."""
 
-    area: Sequence[float] = (0.08, 1.0)
-    ratio: Sequence[float] = (3 / 4, 4 / 3)
     brings_to_size = True
+
+    def __init__(self, area: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)):
+        self.area, self.ratio = tuple(area), tuple(ratio)
 
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
@@ -348,22 +348,23 @@ class RandomResizedCrop(PerSample):
         from torchvision import tv_tensors
         from torchvision.transforms import v2
 
-        crop = v2.RandomResizedCrop(size, scale=tuple(self.area), ratio=tuple(self.ratio), antialias=True)
+        crop = v2.RandomResizedCrop(size, scale=self.area, ratio=self.ratio, antialias=True)
         if label_map is None:
             return crop(image), None
         image, label = crop(tv_tensors.Image(image), tv_tensors.Mask(label_map))
         return image.as_subclass(Tensor), label.as_subclass(Tensor)
 
 
-@dataclass(frozen=True)
 class ScaleCrop(PerSample):
     """Scale by a factor from `scale` and cut the wanted size out anywhere, padded where the image is smaller.
 
     As DeepLab trains (Chen et al. 2017, section 4.1); a label map is padded with `ignore_index`, an image with 0.
     """
 
-    scale: Sequence[float] = (0.5, 2.0)
     brings_to_size = True
+
+    def __init__(self, scale: Sequence[float] = (0.5, 2.0)):
+        self.scale = tuple(scale)
 
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
@@ -392,20 +393,13 @@ class ScaleCrop(PerSample):
         return cut(image, 0), None if label_map is None else cut(tv_tensors.Mask(label_map), ignore_index)
 
 
-@dataclass(frozen=True)
 class ColorJitter(PerSample):
     """Change brightness, contrast, saturation by up to the given factors and hue by up to the given part of a turn."""
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-
-    @cached_property
-    def transform(self) -> Any:
+    def __init__(self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.1):
         from torchvision.transforms import v2
 
-        return v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+        self.transform = v2.ColorJitter(brightness, contrast, saturation, hue)
 
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
@@ -413,19 +407,15 @@ class ColorJitter(PerSample):
         return self.transform(image), label_map
 
 
-@dataclass(frozen=True)
 class RandAugment(PerSample):
     """`num_ops` of 14 operations, all of one `magnitude` out of 30 (Cubuk et al. 2020)."""
 
-    num_ops: int = 2
-    magnitude: int = 9
     labels_only = True  # it moves pixels, and torchvision's does not move a label map with them
 
-    @cached_property
-    def transform(self) -> Any:
+    def __init__(self, num_ops: int = 2, magnitude: int = 9):
         from torchvision.transforms import InterpolationMode, v2
 
-        return v2.RandAugment(self.num_ops, self.magnitude, interpolation=InterpolationMode.BILINEAR)
+        self.transform = v2.RandAugment(num_ops, magnitude, interpolation=InterpolationMode.BILINEAR)
 
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
@@ -433,17 +423,15 @@ class RandAugment(PerSample):
         return self.transform(image), label_map
 
 
-@dataclass(frozen=True)
 class TrivialAugment(PerSample):
-    """One operation of random strength, of a wide range (Mueller & Hutter 2021)."""
+    """One operation of random strength, of a wide range (Müller & Hutter 2021)."""
 
     labels_only = True
 
-    @cached_property
-    def transform(self) -> Any:
+    def __init__(self) -> None:
         from torchvision.transforms import InterpolationMode, v2
 
-        return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+        self.transform = v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
 
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int

@@ -46,7 +46,7 @@ class Source(Protocol):
     def batches(
         self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device; unaltered without an epoch."""
+        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device; epoch None: unaltered."""
         ...
 
     def statistics(self) -> tuple[Tensor, Tensor]:
