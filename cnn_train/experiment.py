@@ -27,6 +27,7 @@ from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
 from cnn_train.config import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError, DivergedError, EnvError
+from cnn_train.layers.init import lsuv, lsuv_calibrate
 from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.pictures import confusion_picture, save_picture
 from cnn_train.tasks.segmentation import Segmentation
@@ -55,8 +56,8 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
     check_fit(network, data, cfg)
     if cfg.weights is not None:
         load_weights(network, Path(cfg.weights))
-    elif (calibrate := getattr(getattr(layers.initializer, "func", None), "calibrate", None)) is not None:
-        calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
+    elif getattr(layers.initializer, "func", None) is lsuv:
+        lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
 
 
@@ -136,7 +137,7 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
         **({} if "class_weights" not in cfg.loss else {"class_weights": weights}),
     )
     if recipe.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     if options.compile:
         network.compile()
     return TASKS[data.task](network, loss, data, recipe)
@@ -230,7 +231,7 @@ def devices(cfg: DictConfig) -> int | list[int]:
     return wanted
 
 
-def precision(cfg: DictConfig) -> str:
+def precision(cfg: DictConfig) -> Any:
     """`auto`: mixed bf16 on a GPU that has it, else mixed fp16; fp32 elsewhere."""
     if cfg.trainer.precision != "auto":
         return cfg.trainer.precision
@@ -310,8 +311,13 @@ def restore(folder: Path, task: Task, callbacks: Callbacks, trainer: L.Trainer) 
     task.resume_state = state
     callbacks.checkpoints.restore(state)
     epoch = state["progress"]["epoch"]
+    if epoch >= task.recipe.max_epochs:
+        raise ConfigError(
+            f"{folder} has done all its {epoch} epochs; for more: "
+            f"cnn-train resume {folder} trainer.max_epochs={2 * epoch}"
+        )
     callbacks.metrics_file.keep_until(epoch)
-    counter = trainer.fit_loop.epoch_progress.current
+    counter: Any = trainer.fit_loop.epoch_progress.current
     counter.ready = counter.started = counter.processed = counter.completed = epoch
     return f"from step {state['progress']['step']:,}, epoch {epoch + 1}"
 
@@ -383,7 +389,7 @@ def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folde
         board.add_image("test/samples", panel, task.progress.step, dataformats="HWC")
         settings = {"choices": " ".join(non_defaults(cfg)), "seed": cfg.seed, **dict(cfg.choices)}
         settings |= {"optimizer.lr": cfg.optimizer.lr, "data.batch_size": task.data.batch_size}
-        task.logger.log_hyperparams(  # type: ignore[call-arg]
+        task.logger.log_hyperparams(
             {k: "none" if v is None else v for k, v in settings.items()},
             {f"final/{name}": value for name, value in metrics.items()},
         )
@@ -395,6 +401,7 @@ def show_results(task: Task, metrics: dict[str, float], folder: Path) -> None:
     display.results("test", test, task.per_class, task.per_class_metric)
     print(f"run folder   {folder}")
     print(f"again        cnn-train eval run={folder}")
+    print(f"longer       cnn-train resume {folder} trainer.max_epochs={2 * task.recipe.max_epochs}")
     if task.logger is not None:
         print(f"curves       tensorboard --logdir {folder}")
 

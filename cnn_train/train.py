@@ -12,13 +12,15 @@ def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> 
     """Run the experiment and return its final metrics: `train/...`, `val/...` of the best epoch and `test/...`.
 
     `folder` is the run's own folder, which with `resume` holds the state to go on from; None makes a new one under
-    `output_dir`.
+    `output_dir`. A resumed run may have more epochs than before: the schedule is then that of a run of this length.
     """
     from cnn_train import experiment
 
     if folder is None:
         folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
         run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
+    if resume:
+        run_folder.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     if experiment.needs_processes(cfg):
         return experiment.train_in_processes(folder, resume)
 

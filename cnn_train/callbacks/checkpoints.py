@@ -17,10 +17,8 @@ class Stopped(BaseException):
     """Training was asked to stop by a signal and has saved its state; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, number: int, path: Path, step: int):
-        super().__init__(number)
+        super().__init__(f"stopped at step {step}, saved {path}\n  continue: cnn-train resume {path.parent}")
         self.exit_code = 128 + number
-        self.path = path
-        self.step = step
 
 
 class Checkpoints(Callback):
@@ -97,7 +95,7 @@ class Checkpoints(Callback):
 
         def request(number: int, frame: FrameType | None) -> None:
             self.signal = number
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         try:

@@ -103,7 +103,7 @@ class Display(Callback):
         for name, value in task.metrics.items():
             split, _, metric = name.partition("/")
             if split == "train" or (split == "val" and task.validated and metric in task.shown_metrics):
-                parts.append(f"{name.replace('/', ' ')} {value:.4f}")
+                parts.append(f"{name.replace('/', ' ')} {number(value)}")
         parts.append(duration(now - self.epoch_started))
         line = Text("  ".join(parts))
         if self.checkpoints.best_epoch == epoch:
@@ -124,12 +124,17 @@ def results(title: str, metrics: Mapping[str, float], per_class: Mapping[str, fl
     console = Console(highlight=False)
     table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, number(value))
     if 0 < len(per_class) <= 30:
         table.add_section()
         for name, value in per_class.items():
-            table.add_row(f"{per_class_name} {name}", f"{value:.4f}")
+            table.add_row(f"{per_class_name} {name}", number(value))
     console.print(table)
+
+
+def number(value: float) -> str:
+    """Four decimals; powers of ten where there would be none before or too many."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

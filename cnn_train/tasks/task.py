@@ -156,7 +156,7 @@ class Task(L.LightningModule):
     def sample_panel(self, split: str, count: int) -> Picture:
         """Predictions for the first images of a split."""
         batch = next(iter(self.data.eval_batches(split, device=self.device)))
-        images = batch.images[:count]
+        images = self._to_network(batch.images[:count])
         training = self.network.training
         with self.ema.swap() if self.ema is not None else nullcontext():
             scores = self.network.eval()(images)
@@ -219,9 +219,7 @@ class Task(L.LightningModule):
         group_size = min(accumulate, progress.steps_per_epoch - position // accumulate * accumulate)
         last_of_group = (position + 1) % accumulate == 0 or position + 1 == progress.steps_per_epoch
 
-        images = batch.images
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._to_network(batch.images)
         outputs = self.network(images)
         scores = outputs[0] if isinstance(outputs, tuple) else outputs
         loss = self.total_loss(outputs, batch.targets)
@@ -229,7 +227,7 @@ class Task(L.LightningModule):
 
         norm = None
         if last_of_group:
-            lr = self._set_learning_rate()
+            lr = self._set_learning_rate(progress.step - position % accumulate)
             norm = self._update()
         progress.step += 1
         progress.images += len(images) * self.trainer.world_size
@@ -245,16 +243,22 @@ class Task(L.LightningModule):
             if len(self.curve) >= recipe.log_every:
                 self.flush_curve()
 
+    def _to_network(self, images: Tensor) -> Tensor:
+        """Images in the memory format and the type of the weights; mixed precision casts later, by itself."""
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images.double() if self.trainer.precision == "64-true" else images
+
     def total_loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """The loss of the scores plus that of auxiliary heads, weighted as in the network's paper."""
         if isinstance(outputs, Tensor):
             return self.loss(outputs, targets)
         main, *auxiliary = (self.loss(scores, targets) for scores in outputs)
-        return main + self.network.aux_weight * sum(auxiliary)  # type: ignore[operator]
+        return main + self.network.aux_weight * sum(auxiliary)
 
-    def _set_learning_rate(self) -> float:
+    def _set_learning_rate(self, step: int) -> float:
         progress = self.progress
-        factor = self.recipe.schedule(progress.step, progress.total_steps, progress.steps_per_epoch)
+        factor = self.recipe.schedule(step, progress.total_steps, progress.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         return self.optimizer.param_groups[0]["lr"]
@@ -379,9 +383,7 @@ class Task(L.LightningModule):
             self._averaged.enter_context(self.ema.swap())
 
     def _evaluate(self, batch: Batch) -> None:
-        images = batch.images
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._to_network(batch.images)
         scores = self.network(images)
         self._loss_sum += self.loss(scores, batch.targets) * len(images)
         self._loss_count += len(images)

@@ -1,0 +1,1 @@
+"""What is trained: the step, its losses, optimizers, schedules and metrics."""
