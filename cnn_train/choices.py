@@ -27,6 +27,7 @@ def conf_dir() -> Path:
 def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The name that a typo most probably meant."""
     word = word.lower()
+    cutoff = min(cutoff, 0.5) if len(word) <= 3 else cutoff
     likeness = {name: difflib.SequenceMatcher(None, word, name.lower()).ratio() for name in sorted(set(names))}
     best = max(likeness, key=lambda name: likeness[name], default=None)
     if best is not None and likeness[best] >= cutoff:

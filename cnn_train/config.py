@@ -6,6 +6,7 @@ nothing here imports torch until `build` is called. Every error is a ConfigError
 to try.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cnn_train.choices import GROUPS, Choices, nearest
 from cnn_train.errors import ConfigError
@@ -172,7 +174,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
     for override in parsed:
         if override.key_or_group in GROUPS and override.key_or_group not in ("sweep",):
             raise ConfigError(f"{_line(override)}: a run keeps its {override.key_or_group}; start a new run instead")
-    _apply(config, parsed)
+    _apply(config, parsed, parsed)
     check_targets(config)
     check(config)
     return config
@@ -205,7 +207,7 @@ class Composer:
             config.name = choices["model"]
         with open_dict(config):
             config.choices = choices
-        _apply(config, [override for override in parsed if override not in groups])
+        _apply(config, [override for override in parsed if override not in groups], parsed)
         config = _in_order(config)
         check(config)
         return config
@@ -284,7 +286,7 @@ class Composer:
         try:
             with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
                 return hydra_compose(name, overrides=lines, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(f"cannot compose {' '.join(selected) or name}: {_first_line(error)}") from error
 
 
@@ -334,9 +336,9 @@ def _exists(path: str) -> bool:
 # -- applying single settings -----------------------------------------------------------------------------------------
 
 
-def _apply(config: DictConfig, parsed: Sequence[Override]) -> None:
-    """Set single values in a composed config, in Hydra's meaning of =, +, ++ and ~."""
-    for override in parsed:
+def _apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Override]) -> None:
+    """Set single values in a composed config, in Hydra's meaning of =, +, ++ and ~; `parsed` is the whole line."""
+    for override in settings:
         key, value = override.key_or_group, override.value()
         if key.split(".")[0] == "choices":
             raise ConfigError(f"{_line(override)}: choices records what was chosen; choose with GROUP=NAME")
@@ -467,15 +469,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check(config: DictConfig) -> None:
     """Check keys, types and bounds of a composed config. Raises ConfigError."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        error = ConfigError(f"{missing[0]} is not set")
-        error.add_note(f"try: {missing[0]}=...")
-        raise error
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {_first_line(error)}") from error
+        raise ConfigError(f"{error.full_key or 'config'}: {_first_line(error)}") from error
+    if missing:
+        unset = ConfigError(f"{missing[0]} is not set")
+        unset.add_note(f"try: {missing[0]}=...")
+        raise unset
     assert isinstance(plain, dict)
     _check_closed(RunConfig, plain, "", config)
     for group in OPEN_GROUPS:
@@ -566,8 +568,8 @@ def _check_bounds(key: str, number: float, bounds: Mapping[str, float]) -> None:
     tests = {
         "least": (number >= bounds.get("least", number), ">="),
         "most": (number <= bounds.get("most", number), "<="),
-        "above": (number > bounds.get("above", number - 1), ">"),
-        "below": (number < bounds.get("below", number + 1), "<"),
+        "above": (number > bounds.get("above", -math.inf), ">"),
+        "below": (number < bounds.get("below", math.inf), "<"),
     }
     if number != number or not all(passed for passed, _ in tests.values()):
         rule = " and ".join(f"{tests[name][1]} {limit:g}" for name, limit in bounds.items())

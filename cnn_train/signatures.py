@@ -28,6 +28,8 @@ def signature(target: str) -> Signature:
     Raises NoSuchTarget if it names nothing.
     """
     module, names = _split(target)
+    if names and _source(module) is None:  # built in, or compiled: there is nothing to read
+        return Signature(module, "other", {}, True)
     if not names:
         raise NoSuchTarget(f"{target} is a module, not a class or function")
     return _find(module, names, target, 0)
@@ -41,6 +43,8 @@ def _split(target: str) -> tuple[str, list[str]]:
     for end in range(len(parts), 0, -1):
         if _source(".".join(parts[:end])) is not None:
             return ".".join(parts[:end]), parts[end:]
+    if importlib.util.find_spec(parts[0]) is not None:
+        return parts[0], parts[1:]
     raise NoSuchTarget(f"there is no package {parts[0]!r}")
 
 
@@ -50,7 +54,7 @@ def _root(package: str) -> Path | None:
         spec = importlib.util.find_spec(package)  # a top-level name: looked for, not imported
     except (ImportError, ValueError):
         return None
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.has_location:
         return None
     origin = Path(spec.origin)
     return origin.parent if origin.name == "__init__.py" else origin
@@ -229,7 +233,7 @@ class Kinds:
         return " or ".join(parts)
 
     def accept(self, value: object) -> bool:
-        if value in self.words and not (isinstance(value, bool) and not any(w is value for w in self.words)):
+        if any(type(word) is type(value) and word == value for word in self.words):
             return True
         if value is None:
             return "none" in self.names

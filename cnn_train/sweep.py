@@ -37,6 +37,7 @@ from cnn_train.config import Composer, parse
 from cnn_train.errors import ConfigError
 
 GRACE = 20.0  # seconds that a stopped job has to save its state
+WORKER = (sys.executable, "-m", "cnn_train.worker")  # takes a run folder
 
 
 @dataclass
@@ -71,11 +72,11 @@ class Job:
         }
 
 
-def run(overrides: Sequence[str], config_dir: str | Path | None = None) -> int:
+def run(overrides: Sequence[str], config_dir: str | Path | None = None, worker: Sequence[str] = WORKER) -> int:
     """Plan, run and report a sweep; the exit code is 0 only if every job succeeded."""
     jobs = plan(overrides, config_dir)
     folder = prepare(jobs)
-    code = Runner(jobs, folder).run()
+    code = Runner(jobs, folder, worker).run()
     report(jobs, folder)
     return code or int(any(job.state != "done" for job in jobs))
 
@@ -146,11 +147,12 @@ def prepare(jobs: Sequence[Job]) -> Path:
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
-def slots(config: DictConfig) -> list[dict[str, str]]:
+def slots(configs: Sequence[DictConfig]) -> list[dict[str, str]]:
     """The environment of each place where a job can run, all at once: one per GPU, or one per two cores."""
-    gpus = [] if config.trainer.accelerator in ("cpu", "mps") else visible_gpus()
-    wanted = config.sweep.jobs
-    spread = config.trainer.devices not in ("auto", 1, "1") or config.trainer.strategy != "auto"
+    wanted = configs[0].sweep.jobs
+    gpus = [] if all(config.trainer.accelerator in ("cpu", "mps") for config in configs) else visible_gpus()
+    trainers = [config.trainer for config in configs]
+    spread = any(trainer.devices not in ("auto", 1, "1") or trainer.strategy != "auto" for trainer in trainers)
     if spread:  # each job takes several devices
         return [{} for _ in range(1 if wanted == "auto" else wanted)]
     if gpus:
@@ -178,10 +180,11 @@ def visible_gpus() -> list[str]:
 class Runner:
     """Runs jobs as processes, as many at once as fit; a job that fails stops no other."""
 
-    def __init__(self, jobs: Sequence[Job], folder: Path):
+    def __init__(self, jobs: Sequence[Job], folder: Path, worker: Sequence[str] = WORKER):
         self.jobs = jobs
         self.folder = folder
-        self.free = slots(jobs[0].config)
+        self.worker = worker
+        self.free = slots([job.config for job in jobs])
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.places: dict[int, dict[str, str]] = {}
         self.started: dict[int, float] = {}
@@ -213,7 +216,7 @@ class Runner:
         place = self.free.pop(0)
         with (job.folder / "log.txt").open("ab") as log:
             self.processes[job.number] = subprocess.Popen(
-                [sys.executable, "-m", "cnn_train.worker", str(job.folder)],
+                [*self.worker, str(job.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -240,7 +243,7 @@ class Runner:
         elif code < 0:
             job.error = f"killed by {signal.Signals(-code).name}" + (" (memory?)" if code == -signal.SIGKILL else "")
         elif code:
-            job.error = last_line(job.folder / "log.txt", "error:") or f"exit code {code}"
+            job.error = last_line(job.folder / "log.txt", "error:").removeprefix("error: ") or f"exit code {code}"
         self.save()
         return True
 
