@@ -80,11 +80,8 @@ class InMemory:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         # By histogram: exact, and without a float copy of all images.
-        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.cpu().unbind(1)]).double()
-        values = torch.arange(256, dtype=torch.float64) / 255
-        share = counts / counts.sum(1, keepdim=True)
-        mean = share @ values
-        return mean, (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+        channels = self.images.cpu().unbind(1)
+        return histogram_statistics(torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]))
 
     def class_counts(self, num_classes: int) -> Tensor:
         flat = self.targets.flatten().long()
@@ -96,7 +93,8 @@ class Data:
 
     `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
     and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
-    to 255). Targets equal to `ignore_index` count nowhere.
+    to 255). Targets equal to `ignore_index` count nowhere. `resize` says how images were brought to size: "stretch",
+    "crop" or "pad" (`cnn_train.data.files.bring_to_size`).
     """
 
     def __init__(
@@ -117,6 +115,7 @@ class Data:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         ignore_index: int = -100,
+        resize: str = "stretch",
     ):
         if normalize not in ("standardize", "minmax", "none"):
             raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
@@ -141,6 +140,7 @@ class Data:
         self.drop_last = drop_last and len(splits["train"]) >= batch_size
         self.normalize = normalize
         self.ignore_index = ignore_index
+        self.resize = resize
         if normalize != "standardize":
             mean, std = [0.0] * in_channels, [1.0 if normalize == "minmax" else 1 / 255] * in_channels
         elif mean is None or std is None:
@@ -210,12 +210,28 @@ class Data:
         return {
             "task": self.task,
             "image_size": list(self.image_size),
+            "resize": self.resize,
             "in_channels": self.in_channels,
             "normalize": self.normalize,
             "mean": self.mean,
             "std": self.std,
             "ignore_index": self.ignore_index,
         }
+
+
+def check_augment(name: str, task: str, augment: Augment | None) -> None:
+    if task == "segmentation" and getattr(augment, "labels_only", False):
+        raise DataError(
+            f"{name} has label maps, which the chosen augment does not change; choose augment=flip or shift"
+        )
+
+
+def histogram_statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, in [0, 1], from how often each value occurs: (C, 256) -> (C), (C)."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ values
+    return mean, (share @ values.square() - mean.square()).clamp(min=0).sqrt()
 
 
 def as_size(image_size: int | Sequence[int] | None, default: int) -> tuple[int, int]:
