@@ -213,6 +213,8 @@ def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
     """Dilate a window by `factor`; a pooling of even size that lost its stride grows by one to have a centre."""
     window: Any = layer
     if isinstance(layer, nn.Conv2d):
+        if max(layer.kernel_size) == 1:
+            return
         window.dilation = (layer.dilation[0] * factor, layer.dilation[1] * factor)
         assert not isinstance(layer.padding, str)
         window.padding = (layer.padding[0] * factor, layer.padding[1] * factor)

@@ -161,7 +161,8 @@ def deeplabv3(
 ) -> EncoderHead:
     """DeepLab v3 on any encoder, by default a narrow ResNet-18: 1,603,829 parameters at 21 classes.
 
-    `encoder_widths` are the channels of a ResNet's stages, None its own. `atrous_rates` are those at `output_stride`; at `eval_output_stride`, if that is another, they grow by the ratio.
+    `encoder_widths` are the channels of a ResNet's stages, None its own. `atrous_rates` are those at `output_stride`;
+    at `eval_output_stride`, if that is another, they grow by the ratio.
     """
     check_eval_upsample(output_stride, eval_output_stride, layers)
     narrow = {} if encoder_widths is None else {"widths": encoder_widths}

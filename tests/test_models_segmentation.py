@@ -1,0 +1,435 @@
+"""Segmentation networks against torchvision, their papers' arithmetic, and float64 references."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnn_train.layers import LayerFactory
+from cnn_train.layers.norm import GroupNorm, InstanceNorm, LayerNorm
+from cnn_train.layers.upsample import Bilinear, PixelShuffle, Transposed, bilinear_kernel
+from cnn_train.models.segmentation import deeplab_v3, fcn
+from cnn_train.models.segmentation.deeplab_v1 import deeplabv1
+from cnn_train.models.segmentation.deeplab_v2 import deeplabv2, deeplabv2_vgg16
+from cnn_train.models.segmentation.deeplab_v3 import deeplabv3
+from cnn_train.models.segmentation.deeplab_v3plus import deeplabv3plus
+from cnn_train.models.segmentation.fcn import fcn8s, fcn16s, fcn32s
+from cnn_train.models.segmentation.gcn import GlobalConv, gcn
+from cnn_train.models.segmentation.pspnet import PyramidPooling, pspnet
+from cnn_train.models.segmentation.refinenet import ChainedResidualPooling, refinenet
+from cnn_train.models.segmentation.segnet import segnet
+from cnn_train.models.segmentation.unet import MirrorPad, UNet, unet, unet_encoder
+
+NARROW = {"encoder": "resnet18", "encoder_options": {"widths": [4, 8, 8, 8]}}
+# Small forms of every network that a CPU trains a step of in a moment; VGG's widths are fixed.
+SMALL = {
+    "fcn_resnet": partial(deeplabv3, encoder_widths=[4, 8, 8, 8], aspp_channels=8, image_pooling=False, aux=True),
+    "unet": partial(unet, width=4),
+    "unet_valid": partial(unet, width=2, padding="valid", depth=2),
+    "unet_encoder": partial(unet_encoder, decoder_channels=(8, 8, 8, 8), **NARROW),
+    "refinenet": partial(refinenet, channels=4, **NARROW),
+    "pspnet": partial(pspnet, **NARROW),
+    "gcn": partial(gcn, kernel_size=5, **NARROW),
+    "deeplabv3": partial(deeplabv3, encoder_widths=[4, 8, 8, 8], aspp_channels=8, output_stride=16, aux=True),
+    "deeplabv3plus": partial(deeplabv3plus, channels=8, low_level_channels=4, multi_grid=None, **NARROW),
+}
+VGG_BASED = {
+    "fcn8s": partial(fcn8s, pad_input=False),
+    "fcn16s": partial(fcn16s, pad_input=False),
+    "fcn32s": partial(fcn32s, pad_input=False),
+    "segnet": segnet,
+    "deeplabv1": deeplabv1,
+    "deeplabv2_vgg16": deeplabv2_vgg16,
+}
+NORMS = {"gn": GroupNorm, "ln": LayerNorm, "in": InstanceNorm, "none": None}
+
+
+def randomize_norms(network: nn.Module) -> None:
+    """Statistics that a trained network could have; scales that keep deep sums from growing."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.1, 0.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcn_resnet50",
+        pytest.param("fcn_resnet101", marks=pytest.mark.slow),
+        "deeplabv3_resnet50",
+        pytest.param("deeplabv3_resnet101", marks=pytest.mark.slow),
+        "deeplabv3_mobilenet_v3_large",
+    ],
+)
+def test_torchvisions_weights_give_its_logits(name):
+    torchvision = pytest.importorskip("torchvision")
+    build = getattr(fcn if name.startswith("fcn") else deeplab_v3, name)
+    with torch.device("meta"):
+        try:
+            ours = build()
+        except ValueError as error:
+            pytest.skip(str(error))
+    theirs = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, aux_loss=True)
+    randomize_norms(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours = ours.to_empty(device="cpu")
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    for module, other in zip(ours.modules(), ours.modules(), strict=True):
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.eps, module.momentum) == (other.eps, other.momentum)
+    images = torch.randn(2, 3, 97, 61)
+    with torch.no_grad():
+        expected = theirs.eval()(images)
+        torch.testing.assert_close(ours.eval()(images), expected["out"], atol=1e-5, rtol=1e-5)
+        # The auxiliary scores come in training mode only; there norms are kept as in evaluation.
+        ours.training = True
+        _, aux = ours(images)
+    torch.testing.assert_close(aux, expected["aux"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (fcn32s, 136_152_917),  # the released caffemodel's
+        (fcn16s, 134_346_581 + 512 * 21 + 21 + 21 * 21 * (4**2 + 32**2)),
+        (fcn8s, 134_346_581 + (512 + 256) * 21 + 2 * 21 + 21 * 21 * (2 * 4**2 + 16**2)),
+        (partial(fcn.fcn_resnet50, aux=False), 32_957_013 - 5 * 0),
+        (deeplabv1, 14_714_688 + 512 * 1024 * 9 + 1024 + 1024 * 1024 + 1024 + 1024 * 21 + 21),
+        (deeplabv2, 44_549_160 - 2_049_000 + 4 * (2048 * 9 * 21 + 21)),
+        (partial(unet, 2, in_channels=1, width=64), 31_030_658),
+        (partial(deeplabv3, encoder_widths=None, encoder="resnet50", aspp_channels=256, aux=False), 39_638_869),
+    ],
+)
+def test_parameter_counts(build, count):
+    with torch.device("meta"):
+        network = build()
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+def scores_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *VGG_BASED])
+@pytest.mark.parametrize("size", [(97, 61), (64, 96), (33, 47)])
+def test_output_has_the_inputs_size(name, size):
+    with torch.device("meta"):
+        network = (SMALL | VGG_BASED)[name](num_classes=5, in_channels=2)
+        images = torch.empty(2, 2, *size)
+        assert network.eval()(images).shape == (2, 5, *size)
+        for scores in scores_of(network.train()(images)):
+            assert scores.shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_at_an_odd_size_and_batch_one_reaches_every_parameter(name, norm):
+    torch.manual_seed(0)
+    network = SMALL[name](num_classes=3, layers=LayerFactory(norm_layer=NORMS[norm]))
+    output = scores_of(network(torch.randn(1, 3, 97, 61)))
+    sum(scores.square().mean() for scores in output).backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_batch_norm_and_other_activations(name):
+    for act in (nn.PReLU, nn.ELU):
+        network = SMALL[name](num_classes=3, layers=LayerFactory(act_layer=act))
+        assert not any(isinstance(module, nn.ReLU) for module in network.modules())
+        output = scores_of(network(torch.randn(2, 3, 97, 61)))
+        assert all(scores.isfinite().all() for scores in output)
+        if act is nn.PReLU:
+            sum(scores.square().mean() for scores in output).backward()
+            for key, parameter in network.named_parameters():
+                assert parameter.grad is not None, key
+
+
+@pytest.mark.parametrize("upsample", [Transposed, PixelShuffle])
+@pytest.mark.parametrize("name", [*SMALL, "fcn8s", "deeplabv1"])
+def test_upsampling_swaps(name, upsample):
+    with torch.device("meta"):
+        layers = LayerFactory(upsample_layer=upsample)
+        options = {"eval_output_stride": 16} if name == "deeplabv3plus" else {}
+        network = (SMALL | VGG_BASED)[name](num_classes=3, layers=layers, **options)
+        assert any(isinstance(module, upsample) for module in network.modules())
+        assert network.eval()(torch.empty(1, 3, 97, 61)).shape == (1, 3, 97, 61)
+
+
+def test_transposed_convolutions_start_bilinear():
+    network = fcn8s_scores()
+    for up, stride in ((network.upscore2, 2), (network.upscore_pool4, 2), (network.upscore, 8)):
+        weight = up.weight.detach()
+        kernel = bilinear_kernel(2 * stride, stride)
+        for i in range(weight.size(0)):
+            for j in range(weight.size(1)):
+                torch.testing.assert_close(weight[i, j], kernel if i == j else torch.zeros_like(kernel))
+        x = torch.randn(1, weight.size(0), 7, 9)
+        expected = nn.functional.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
+        inside = slice(stride, -stride)
+        torch.testing.assert_close(up(x)[..., inside, inside], expected[..., inside, inside])
+
+
+def fcn8s_scores() -> fcn.FCN:
+    """FCN-8s without its 134M weights, which these tests do not look at: only upsamplings have memory."""
+    with torch.device("meta"):
+        network = fcn8s(3)
+    for name in ("upscore2", "upscore_pool4", "upscore"):
+        getattr(network, name).to_empty(device="cpu").start_bilinear()
+    return network
+
+
+@pytest.mark.parametrize("size", [(1, 1), (30, 33), (96, 96), (97, 61), (500, 333)])
+@pytest.mark.parametrize("build", [fcn8s, fcn16s, fcn32s])
+def test_padded_fcn_takes_any_size(build, size):
+    with torch.device("meta"):
+        assert build(5).eval()(torch.empty(1, 3, *size)).shape == (1, 5, *size)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_padded_fcn_is_aligned(stride):
+    """Scores that tell the place they look at (a linear ramp through linear layers) tell the pixel's own place."""
+    ramp = torch.arange(192, dtype=torch.float64).expand(192, 192)
+    pooled = nn.functional.pad(ramp, (99, 99, 99, 99), mode="constant")
+    pooled = torch.cat([pooled[..., :0], (torch.arange(390, dtype=torch.float64) - 99).expand(390, 390)], dim=-1)
+    maps = {s: nn.functional.avg_pool2d(pooled[None, None], s, ceil_mode=True) for s in (8, 16, 32)}
+    deep = nn.functional.avg_pool2d(maps[32], 7, 1)
+
+    network = object.__new__(fcn.FCN)
+    nn.Module.__init__(network)
+    network.pad_input, network.stride, network.scale_pool4, network.scale_pool3 = True, stride, 1.0, 1.0
+    for name in (
+        "fc6",
+        "bn6",
+        "act6",
+        "drop6",
+        "fc7",
+        "bn7",
+        "act7",
+        "drop7",
+        "score_fr",
+        "score_pool4",
+        "score_pool3",
+    ):
+        setattr(network, name, nn.Identity())
+    network.backbone = Fixed([maps[8], maps[16], deep])
+    network.upscore2 = network.upscore_pool4 = Transposed(1, 2).double()
+    network.upscore = Transposed(1, stride).double()
+    with torch.no_grad():
+        out = network(ramp[None, None])[0, 0]
+    summands = {32: 1, 16: 2, 8: 3}[stride]
+    middle = slice(60, 130)
+    torch.testing.assert_close(out[middle, middle], summands * ramp[middle, middle], atol=1e-3, rtol=0)
+
+
+class Fixed(nn.Module):
+    def __init__(self, maps: list[Tensor]):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.maps
+
+
+def test_unet_valid_is_the_papers_572_to_388():
+    with torch.device("meta"):
+        network = unet(2, in_channels=1, width=64, padding="valid")
+        assert network._sizes(28) == (572, 388)
+        assert network._border(388) == (92, 92)
+        assert network(torch.empty(1, 1, 388, 388)).shape == (1, 2, 388, 388)
+
+
+def test_unet_valid_convolutions_see_no_border():
+    """With valid convolutions a crop of the mirrored image gives the same scores as the whole."""
+    torch.manual_seed(0)
+    network = UNet(2, in_channels=1, width=2, depth=2, padding="valid", dropout=0.0, layers=LayerFactory(None)).double()
+    images = torch.randn(1, 1, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(images)
+        network.mirror = None
+        border = (network._sizes(5)[0] - network._sizes(5)[1]) // 2
+        given = network._sizes(5)[0]
+        # A tile of the input that begins 8 pixels, a whole cell of the lowest map, into the mirrored image.
+        (top, _), _ = (UNet._border(network, 96), None)
+        mirrored = MirrorPad()(images, ((top, border), (top, border)))
+        tile = network(mirrored[..., 8 : 8 + given, 8 : 8 + given])
+    extent = tile.size(-1)
+    torch.testing.assert_close(tile, whole[..., 8 : 8 + extent, 8 : 8 + extent], atol=1e-10, rtol=0)
+
+
+def test_mirror_pad_is_torchs_reflection_and_goes_further():
+    x = torch.arange(20.0).view(1, 1, 4, 5)
+    torch.testing.assert_close(MirrorPad()(x, ((3, 2), (1, 4))), nn.functional.pad(x, (1, 4, 3, 2), mode="reflect"))
+    far = MirrorPad()(x, ((0, 0), (0, 11)))[0, 0, 0]
+    assert far.tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]
+    assert MirrorPad()(torch.ones(1, 1, 1, 1), ((2, 2), (3, 3))).shape == (1, 1, 5, 7)
+
+
+def test_global_conv_is_one_wide_kernel():
+    torch.manual_seed(0)
+    block = GlobalConv(3, 4, 7, layers=LayerFactory()).double()
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    kernel = torch.einsum("ocyx,cikl->oiyxkl", block.left2.weight, block.left1.weight)[:, :, 0, :, :, 0]
+    kernel = kernel.transpose(2, 3)  # (out, in, tall, wide)
+    other = torch.einsum("ocyx,cikl->oiyl", block.right2.weight, block.right1.weight)
+    for part in (block.left1, block.right1):
+        nn.init.zeros_(part.bias)
+    bias = block.left2.bias + block.right2.bias
+    expected = nn.functional.conv2d(x, kernel + other, bias, padding=3)
+    torch.testing.assert_close(block(x)[..., 3:-3, 3:-3], expected[..., 3:-3, 3:-3])
+
+
+def test_pyramid_pooling_of_a_constant_is_constant():
+    module = PyramidPooling(8, (1, 2, 3, 6), layers=LayerFactory(norm_layer=None)).eval()
+    out = module(torch.ones(1, 8, 7, 11))
+    assert out.shape == (1, 16, 7, 11)
+    torch.testing.assert_close(out, out[..., :1, :1].expand_as(out))
+
+
+def test_chained_residual_pooling_is_a_chain():
+    module = ChainedResidualPooling(1, blocks=2, layers=LayerFactory()).eval()
+    for conv in module.convs:
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+        conv.weight.data[..., 1, 1] = 2.0
+    x = torch.zeros(1, 1, 15, 15)
+    x[..., 7, 7] = 1.0
+    out = module(x)
+    assert out[0, 0, 7, 7] == 1 + 2 + 4
+    assert out[0, 0, 7, 9] == 2 + 4
+    assert out[0, 0, 7, 11] == 4
+    assert out[0, 0, 7, 12] == 0
+
+
+def test_segnet_unpools_to_where_the_maxima_were():
+    with torch.device("meta"):
+        network = segnet(3)
+    x = torch.randn(1, 2, 5, 7)
+    small, positions = network.pools[0](x)
+    assert small.shape == (1, 2, 3, 4)
+    large = network.ups[0](small, size=x.shape[-2:], indices=positions)
+    kept = large != 0
+    torch.testing.assert_close(large[kept], x[kept])
+    assert kept.sum() == small.numel()
+
+
+def test_segnet_without_positions():
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="choose upsample=bilinear"):
+            segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d))
+        network = segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d, upsample_layer=Bilinear))
+        assert network(torch.empty(2, 3, 97, 61)).shape == (2, 3, 97, 61)
+        with pytest.raises(ValueError, match="vgg16"):
+            segnet(3, encoder="resnet18")
+
+
+def test_deeplab_v1_is_caffes():
+    with torch.device("meta"):
+        network = deeplabv1(21)
+        maps = network.backbone(torch.empty(1, 3, 321, 321))
+    assert [m.size(-1) for m in maps] == [161, 81, 41, 41, 41]
+    pools = [layer for layer in network.backbone.modules() if isinstance(layer, nn.MaxPool2d)]
+    assert [(p.kernel_size, p.stride, p.padding, p.dilation) for p in pools] == [(3, 2, 1, 1)] * 3 + [(3, 1, 1, 1)] * 2
+    convs = [layer for layer in network.backbone.modules() if isinstance(layer, nn.Conv2d)]
+    assert [conv.dilation[0] for conv in convs] == [1] * 10 + [2] * 3
+    assert network.classifier[0].dilation == (12, 12)
+
+
+def test_deeplab_v2_scales():
+    torch.manual_seed(0)
+    network = deeplabv2(3, encoder="resnet18", stride_in_1x1=False, output_stride=16, scales=[0.5, 0.75])
+    images = torch.randn(2, 3, 97, 61)
+    outputs = network(images)
+    assert len(outputs) == 4 and all(o.shape == (2, 3, 97, 61) for o in outputs)
+    with torch.no_grad():
+        fused = network.eval()(images)
+        alone = network.upsample(network._scores(images), size=(97, 61))
+    assert (fused >= alone - 1e-5).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        deeplabv2(3, encoder="resnet18", stride_in_1x1=False, scales=[1.0])
+
+
+@pytest.mark.parametrize("build", [SMALL["deeplabv3plus"], partial(SMALL["deeplabv3"], eval_output_stride=8)])
+def test_evaluation_at_a_finer_stride(build):
+    network = build(3)
+    images = torch.randn(2, 3, 65, 65)
+    sizes: list[int] = []
+    aspp = network.aspp if hasattr(network, "aspp") else network.classifier[0]
+    aspp.register_forward_hook(lambda module, inputs, output: sizes.append(output.size(-1)))
+    rates = []
+    for mode in (True, False, True):
+        scores = scores_of(network.train(mode)(images))[0]
+        assert scores.shape == (2, 3, 65, 65)
+        rates.append([branch[0].dilation[0] for branch in list(aspp.convs)[1:4]])
+    assert sizes == [5, 9, 5]
+    assert rates[0] == rates[2] and [2 * rate for rate in rates[0]] == rates[1]
+    with pytest.raises(ValueError, match=r"model\.eval_output_stride=16"):
+        build(3, layers=LayerFactory(upsample_layer=Transposed))
+
+
+def test_aux_heads():
+    with torch.device("meta"):
+        assert pspnet().aux_weight == 0.4
+        assert fcn.fcn_resnet50().aux_weight == 0.5
+        alone = pspnet(aux=False).train()
+        assert isinstance(alone(torch.empty(2, 3, 64, 64)), torch.Tensor)
+
+
+def test_chosen_initializer_reaches_the_heads_and_the_encoder():
+    seen: list[nn.Module] = []
+    layers = LayerFactory(initializer=lambda module, act: seen.extend(module.modules()))
+    for name, build in SMALL.items():
+        seen.clear()
+        network = build(num_classes=3, layers=layers)
+        missed = [
+            key
+            for key, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not any(module is other for other in seen)
+        ]
+        assert missed == [] or all("up" in key for key in missed), (name, missed)
+
+
+def test_unet_starts_with_he_initialization():
+    torch.manual_seed(0)
+    network = unet(3, width=16)
+    weight = network.downs[0][0].weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (16 * 9)), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_overfits_four_scenes(name):
+    """Mean IoU above 0.95 on four random pictures of bright squares and dark discs."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    targets = torch.zeros(4, 64, 64, dtype=torch.long)
+    for i in range(4):
+        targets[i, 8 + 4 * i : 28 + 4 * i, 10:34] = 1
+        targets[i][(y - 44).square() + (x - 44 + 3 * i).square() < 120] = 2
+    values = torch.tensor([0.0, 1.0, -1.0])
+    images = values[targets].unsqueeze(1) + 0.1 * torch.randn(4, 3, 64, 64)
+    network = SMALL[name](num_classes=3, layers=LayerFactory(norm_layer=GroupNorm), dropout=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
+    iou = torch.zeros(3)
+    for step in range(600):
+        network.train()
+        loss = sum(nn.functional.cross_entropy(scores, targets) for scores in scores_of(network(images)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 49:
+            with torch.no_grad():
+                predicted = network.eval()(images).argmax(1)
+            hit = torch.stack([((predicted == c) & (targets == c)).sum() for c in range(3)])
+            any_of = torch.stack([((predicted == c) | (targets == c)).sum() for c in range(3)])
+            iou = hit / any_of
+            if iou.mean() > 0.95:
+                break
+    assert iou.mean() > 0.95
