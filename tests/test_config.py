@@ -344,6 +344,15 @@ def test_a_saved_config_with_a_foreign_target_is_refused(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_config_that_we_wrote_ourselves_may_name_the_users_code(tmp_path):
+    config = compose()
+    config.model = {"_target_": "torch.utils.data.TensorDataset"}
+    save(config, tmp_path / "config.yaml")
+    assert load(tmp_path, trusted=True) == config
+    with pytest.raises(ConfigError, match="not allowed"):
+        load(tmp_path)
+
+
 def test_secrets_of_the_environment_are_not_written(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_TRAIN_TEST_SECRET", "hunter2")
     config = compose(["name=${oc.env:CNN_TRAIN_TEST_SECRET}"])
