@@ -32,6 +32,9 @@ class Verb:
 # To add a command, add a line.
 VERBS = {
     "train": Verb("cnn_train.cli:train", "train a network; meant where no command is given"),
+    "resume": Verb(
+        "cnn_train.cli:resume", "go on with a stopped run, or for longer: resume DIR [trainer.max_epochs=N]"
+    ),
     "eval": Verb("cnn_train.cli:evaluate", "evaluate a run again: eval run=DIR [split=val]"),
     "sweep": Verb("cnn_train.cli:sweep", "train every combination of lists of values, as -m does"),
     "list": Verb("cnn_train.cli:list_choices", "list the groups, or the choices of one: list model"),
@@ -40,7 +43,7 @@ VERBS = {
 EXAMPLES = (
     ("cnn-train", "LeNet-5 on handwritten digits"),
     ("cnn-train model=deeplabv3 norm=gn", "segmentation; the model brings its data"),
-    ("cnn-train model=resnet18 act=elu init=he_normal optimizer=nesterov", "swap any part for any other"),
+    ("cnn-train model=resnet18 norm=ln act=elu init=he_normal", "swap any part for any other"),
     ("cnn-train model=resnet18 optimizer.lr=0.01 trainer.max_epochs=5", "change single settings"),
     ("cnn-train -m norm=bn,gn,ln seed=0,1", "a sweep: every combination"),
     ("cnn-train eval run=outputs/lenet5/...", "a run's test metrics again"),
@@ -145,6 +148,13 @@ def guarded(run: Callable[[], int | None], debug: bool = False, folder: Path | N
         path = write_crash(folder)
         show_error(f"unexpected {type(error).__name__}: {first_line(error)}", [f"traceback: {path}"])
         return 1
+    except BaseException as stop:
+        # Training that a signal ended; its class lives beside torch.
+        code = getattr(stop, "exit_code", None)
+        if code is None:
+            raise
+        print(stop, file=sys.stderr)
+        return int(code)
 
 
 def first_line(error: BaseException) -> str:
@@ -218,7 +228,7 @@ def split(arguments: Sequence[str]) -> Line:
 
 
 def unknown_flag(name: str, known: Iterable[str]) -> ConfigError:
-    guess = nearest(name, [flag for flag in known if flag.startswith("--")])
+    guess = nearest(name, [flag for flag in known if flag.startswith("--")], cutoff=0.7)
     setting = nearest(
         name.strip("-").replace("-", "_"), ("seed", "model", "data", "norm", "epochs", "lr", "batch_size")
     )
@@ -281,6 +291,33 @@ def evaluate(line: Line) -> int:
     from cnn_train.evaluate import evaluate
 
     evaluate(run, rest, options.get("split", "test"))
+    return 0
+
+
+def resume(line: Line) -> int:
+    given = [override for override in line.overrides if override.startswith("run=")]
+    run = given[0].partition("=")[2] if given else line.words[0] if line.words else None
+    if run is None:
+        error = ConfigError("resume needs a run folder")
+        error.add_note("try: cnn-train resume outputs/MODEL/DATE_TIME_N")
+        raise error
+    folder = Path(run)
+    if not folder.is_dir():
+        raise ConfigError(f"no run at {folder.absolute()}; {found_runs()}")
+    rest = [override for override in line.overrides if override not in given]
+    for override in rest:
+        if override.partition("=")[0] not in ("trainer.max_epochs", "trainer.progress"):
+            error = ConfigError(f"{override}: a resumed run keeps its config, but for trainer.max_epochs")
+            error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {override}")
+            raise error
+    if not (folder / "last.ckpt").is_file():
+        raise ConfigError(f"{folder} holds no last.ckpt to go on from")
+    from cnn_train.config import load
+
+    config = load(folder, rest)
+    from cnn_train.train import train
+
+    train(config, folder, resume=True)
     return 0
 
 

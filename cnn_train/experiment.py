@@ -349,12 +349,15 @@ def show_header(cfg: DictConfig, task: Task, trainer: L.Trainer, folder: Path, s
 
 def non_defaults(cfg: DictConfig) -> list[str]:
     """Every choice and setting that differs from `cnn-train`'s own defaults, as it would be typed."""
+    from cnn_train.choices import Choices
     from cnn_train.config import compose, leaves
 
-    default = compose()
-    choices = [f"{group}={name}" for group, name in cfg.choices.items() if name != default.choices[group]]
-    same = compose([line for line in choices])
-    before = dict(leaves(same))
+    default = Choices.find().defaults()
+    choices = [f"{group}={name or 'null'}" for group, name in cfg.choices.items() if name != default.get(group)]
+    try:
+        before = dict(leaves(compose(choices)))
+    except ConfigError:  # a choice from the user's own folder: what it holds is its own default
+        return choices
     settings = [
         f"{key}={'null' if value is None else value}"
         for key, value in leaves(cfg)

@@ -15,9 +15,9 @@ def main() -> int:
     def run() -> None:
         from cnn_train.train import train
 
-        train(config.load(folder), folder, resume)
+        train(config.load(folder, trusted=True), folder, resume)
 
-    return guarded(run)
+    return guarded(run, folder=folder)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,39 @@ Structure is checked on the meta device, where building and running cost no arit
 """
 
 import importlib
+import inspect
 import re
+from dataclasses import replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from cnn_train.analysis import probe_layers, trace
 from cnn_train.config import build, build_layers, compose
 
 CONF = Path(__file__).parents[1] / "conf"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 LIBRARIES = {"timm", "torchvision"}  # whole libraries, whose networks come as they are
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in LIBRARIES)
-NORMS = sorted(path.stem for path in (CONF / "norm").glob("*.yaml"))
-ACTS = sorted(path.stem for path in (CONF / "act").glob("*.yaml"))
+MODELS = [model for model in choices("model") if model not in LIBRARIES]
+SWAPS = {
+    "norm_layer": choices("norm"),
+    "act_layer": [act for act in choices("act") if act != "paper"],
+    "pool_layer": [pool for pool in choices("pool") if pool != "paper"],
+    "initializer": [init for init in choices("init") if init != "paper"],
+}
+GROUPS = {"norm_layer": "norm", "act_layer": "act", "pool_layer": "pool", "initializer": "init"}
+# One pair of swaps per network in the fast suite: each family of kinds is left at least once.
+SAMPLED = [{"norm_layer": "gn", "act_layer": "elu"}, {"norm_layer": "none", "act_layer": "prelu"}]
 
 NORM_KINDS = (
     nn.modules.batchnorm._BatchNorm,
@@ -27,16 +46,28 @@ NORM_KINDS = (
     nn.modules.instancenorm._InstanceNorm,
 )
 ACT_KINDS = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU, nn.Mish)
+POOL_KINDS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def network(*overrides: str, num_classes: int = 7, device: str = "meta", **options) -> nn.Module:
-    config = compose(overrides)
+@cache
+def config(model: str) -> DictConfig:
+    return compose([f"model={model}"])
+
+
+@cache
+def choice(slot: str, name: str):
+    """What LayerFactory takes for one choice of a group."""
+    return build(compose([f"{GROUPS[slot]}={name}"])[GROUPS[slot]])
+
+
+def network(model: str, *, in_channels: int = 3, device: str = "meta", **swaps: str) -> nn.Module:
+    layers = replace(build_layers(config(model)), **{slot: choice(slot, name) for slot, name in swaps.items()})
     with torch.device(device):
-        return build(config.model, num_classes=num_classes, layers=build_layers(config), **options)
+        return build(config(model).model, num_classes=7, in_channels=in_channels, layers=layers)
 
 
 def builder(model: str):
-    module, _, name = compose([f"model={model}"]).model._target_.rpartition(".")
+    module, _, name = config(model).model._target_.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
@@ -45,7 +76,7 @@ def size(net: nn.Module) -> int:
 
 
 def segments(model: str) -> bool:
-    return ".segmentation." in compose([f"model={model}"]).model._target_
+    return ".segmentation." in config(model).model._target_
 
 
 def kinds(net: nn.Module, of: tuple[type, ...]) -> set[type]:
@@ -54,8 +85,7 @@ def kinds(net: nn.Module, of: tuple[type, ...]) -> set[type]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_yaml_name_is_the_builders_and_it_is_exported(model):
-    target = compose([f"model={model}"]).model._target_
-    module, _, name = target.rpartition(".")
+    module, _, name = config(model).model._target_.rpartition(".")
     assert name == model
     assert name in importlib.import_module(module).__all__
 
@@ -63,19 +93,18 @@ def test_yaml_name_is_the_builders_and_it_is_exported(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_yaml_and_python_defaults_are_the_same_network(model):
     function = builder(model)
+    parameter = inspect.signature(function).parameters.get("in_channels")
     with torch.device("meta"):
         ours = function(num_classes=7)
-    theirs = network(f"model={model}", in_channels=_in_channels(function))
-    assert [(n, repr(m)) for n, m in ours.named_modules() if not list(m.children())] == [
-        (n, repr(m)) for n, m in theirs.named_modules() if not list(m.children())
-    ]
+    theirs = network(model, in_channels=3 if parameter is None else parameter.default)
 
+    def leaves(net: nn.Module) -> list[tuple[str, str]]:
+        return [(name, repr(module)) for name, module in net.named_modules() if not list(module.children())]
 
-def _in_channels(function) -> int:
-    import inspect
-
-    parameter = inspect.signature(function).parameters.get("in_channels")
-    return 3 if parameter is None else parameter.default
+    if not segments(model):  # the YAML of a segmentation network may bring a smaller one that learns on a CPU
+        assert leaves(ours) == leaves(theirs)
+    else:
+        assert kinds(ours, NORM_KINDS + ACT_KINDS) == kinds(theirs, NORM_KINDS + ACT_KINDS)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -89,50 +118,109 @@ def test_docstring_names_the_parameter_count(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("in_channels", [1, 4])
-def test_output_shapes(model, in_channels):
-    net = network(f"model={model}", in_channels=in_channels).eval()
-    side = size(net)
-    images = torch.empty(2, in_channels, side, side, device="meta")
-    expected = (2, 7, side, side) if segments(model) else (2, 7)
-    assert net(images).shape == expected
-    outputs = net.train()(images)
-    if isinstance(outputs, tuple):
-        assert all(scores.shape == expected for scores in outputs)
-        assert 0 < net.aux_weight < 1
-    if segments(model):
-        odd = torch.empty(1, in_channels, side + 33, side + 1, device="meta")
-        assert net.eval()(odd).shape == (1, 7, side + 33, side + 1)
+def test_output_shapes(model):
+    for in_channels in (1, 4):
+        net = network(model, in_channels=in_channels).eval()
+        side = size(net)
+        images = torch.empty(2, in_channels, side, side, device="meta")
+        expected = (2, 7, side, side) if segments(model) else (2, 7)
+        assert net(images).shape == expected
+        outputs = net.train()(images)
+        if isinstance(outputs, tuple):
+            assert all(scores.shape == expected for scores in outputs)
+            assert 0 < net.aux_weight <= 1
+        if segments(model):
+            odd = torch.empty(1, in_channels, side + 33, side + 1, device="meta")
+            assert net.eval()(odd).shape == (1, 7, side + 33, side + 1)
+
+
+def assert_swapped(model: str, swaps: dict[str, str]) -> None:
+    net = network(model, **swaps)
+    if "norm_layer" in swaps:
+        make = choice("norm_layer", swaps["norm_layer"])
+        made = nn.Identity() if make is None else make(8)
+        assert kinds(net, NORM_KINDS) <= {type(made)}
+    if "act_layer" in swaps:
+        made = choice("act_layer", swaps["act_layer"])()
+        assert kinds(net, ACT_KINDS) <= {type(made)}
+        assert not isinstance(made, nn.PReLU) or len({id(p) for p in net.parameters()}) == len(list(net.parameters()))
+    if "pool_layer" in swaps:
+        made = choice("pool_layer", swaps["pool_layer"])(2)
+        assert kinds(net, POOL_KINDS) <= {type(made)}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_norm_swaps_reach_every_layer(model):
-    for norm in NORMS:
-        config = compose([f"norm={norm}"])
-        net = network(f"model={model}", f"norm={norm}", in_channels=3)
-        made = build_layers(config).norm(8)
-        assert kinds(net, NORM_KINDS) <= {type(made)}, norm
+@pytest.mark.parametrize("swaps", SAMPLED, ids="-".join)
+def test_swaps_reach_every_layer(model, swaps):
+    assert_swapped(model, swaps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_act_swaps_reach_every_layer(model):
-    for act in ACTS:
-        if act == "paper":
-            continue
-        net = network(f"model={model}", f"act={act}", in_channels=3)
-        made = build_layers(compose([f"act={act}"])).act()
-        assert kinds(net, ACT_KINDS) <= {type(made)}, act
-        modules = [m for m in net.modules() if type(m) is type(made)]
-        assert len({id(m) for m in modules}) == len(modules)
+def test_all_swaps_reach_every_layer(model):
+    for slot in ("norm_layer", "act_layer", "pool_layer"):
+        for name in SWAPS[slot]:
+            assert_swapped(model, {slot: name})
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_module_runs_twice(model):
     """Two calls of one activation would share its parameters, and hooks would see a layer twice."""
-    net = network(f"model={model}", in_channels=3).eval()
+    net = network(model).eval()
     calls: dict[str, int] = {}
     for name, module in net.named_modules():
         if isinstance(module, ACT_KINDS + NORM_KINDS):
             module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
     net(torch.empty(1, 3, size(net), size(net), device="meta"))
     assert not {name for name, count in calls.items() if count > 1}
+
+
+def trains(model: str, **swaps: str) -> None:
+    """Forward, backward and one step: everything finite, and every parameter that can move has moved."""
+    torch.manual_seed(0)
+    net = network(model, device="cpu", **swaps).train()
+    side = max(size(net), 48)
+    outputs = net(torch.randn(2, 3, side, side))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    labels = torch.randint(0, 7, (2, side, side) if segments(model) else (2,))
+    loss = sum(nn.functional.cross_entropy(scores, labels) for scores in outputs)
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("slot", SWAPS)
+def test_every_swap_trains(model, slot):
+    for name in SWAPS[slot]:
+        trains(model, **{slot: name})
+
+
+SMALL = [model for model in ("lenet5", "resnet20", "mobilenet_v2", "densenet_bc_100_12") if model in MODELS]
+
+
+@pytest.mark.parametrize(("model", "swaps"), list(product(SMALL[:2], [{"norm_layer": "gn"}, {"act_layer": "mish"}])))
+def test_sampled_swaps_train(model, swaps):
+    trains(model, **swaps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_receptive_fields_and_costs_are_what_is_measured(model):
+    """The trace's exact set of pixels against a gradient's, its counts against torch's own counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = network(model, device="cpu").eval()
+    shape = (3, 96, 96) if size(net) <= 96 else (3, size(net), size(net))
+    graph = trace(net, shape)
+    assert graph.parameters == sum(p.numel() for p in net.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *shape))
+    assert 2 * graph.multiply_adds == counter.get_total_flops()
+    names = [row.name for row in graph.rows if row.kind in ("Conv2d", "MaxPool2d", "AvgPool2d", "ConvTranspose2d")]
+    names = names[:: max(1, len(names) // 4)]
+    for name, measured in probe_layers(net, shape, names).items():
+        assert torch.equal(graph.reached(name), measured.mask), name
