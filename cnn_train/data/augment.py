@@ -345,14 +345,11 @@ class RandomResizedCrop(PerSample):
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
     ) -> tuple[Tensor, Tensor | None]:
-        from torchvision import tv_tensors
         from torchvision.transforms import v2
 
-        crop = v2.RandomResizedCrop(size, scale=self.area, ratio=self.ratio, antialias=True)
-        if label_map is None:
-            return crop(image), None
-        image, label = crop(tv_tensors.Image(image), tv_tensors.Mask(label_map))
-        return image.as_subclass(Tensor), label.as_subclass(Tensor)
+        box = v2.RandomResizedCrop(size, scale=self.area, ratio=self.ratio).make_params([image])
+        part = box["top"], box["left"], box["height"], box["width"]
+        return _cut(image, *part, size), None if label_map is None else _cut_map(label_map, *part, size)
 
 
 class ScaleCrop(PerSample):
@@ -369,9 +366,6 @@ class ScaleCrop(PerSample):
     def change(
         self, image: Tensor, label_map: Tensor | None, size: tuple[int, int], ignore_index: int
     ) -> tuple[Tensor, Tensor | None]:
-        from torchvision import tv_tensors
-        from torchvision.transforms.v2 import functional as V
-
         draws = torch.rand(3).tolist()
         factor = self.scale[0] + draws[0] * (self.scale[1] - self.scale[0])
         # Cut first, then scale: only what is kept is computed.
@@ -384,13 +378,29 @@ class ScaleCrop(PerSample):
             scaled.append(result)
             before.append(int(draw * (want - result + 1)))
         after = [want - have - first for want, have, first in zip(size, scaled, before, strict=True)]
-        border = [before[1], before[0], after[1], after[0]]
+        part = start[0], start[1], length[0], length[1]
+        border = (before[1], after[1], before[0], after[0])
+        image = F.pad(_cut(image, *part, scaled), border)
+        if label_map is not None:
+            label_map = F.pad(_cut_map(label_map, *part, scaled), border, value=ignore_index)
+        return image, label_map
 
-        def cut(value: Tensor, fill: int) -> Tensor:
-            value = V.resized_crop(value, start[0], start[1], length[0], length[1], scaled, antialias=True)
-            return V.pad(value, border, fill=fill).as_subclass(Tensor)
 
-        return cut(image, 0), None if label_map is None else cut(tv_tensors.Mask(label_map), ignore_index)
+def _cut(image: Tensor, top: int, left: int, height: int, width: int, size: Sequence[int]) -> Tensor:
+    """A part of an image (C, H, W) brought to size, bilinear with antialiasing."""
+    from torchvision.transforms.v2.functional import resized_crop
+
+    return resized_crop(image, top, left, height, width, list(size), antialias=True)
+
+
+def _cut_map(label_map: Tensor, top: int, left: int, height: int, width: int, size: Sequence[int]) -> Tensor:
+    """The same of a label map (H, W), by the nearest pixel."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import resized_crop
+
+    # Not as a tv_tensors.Mask: for that torchvision takes the pixel above and left, half a pixel beside the image's.
+    exact = InterpolationMode.NEAREST_EXACT
+    return resized_crop(label_map.unsqueeze(0), top, left, height, width, list(size), exact).squeeze(0)
 
 
 class ColorJitter(PerSample):

@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cach
     parameters = f"{VERSION} {split} {count} {size} {seed}"
     path = cache / f"digit_scenes_{split}_{hashlib.sha256(parameters.encode()).hexdigest()[:16]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
             images, labels = saved["images"], saved["labels"]
         if images.shape == (count, 3, *size) and labels.shape == (count, *size):
             return torch.from_numpy(images), torch.from_numpy(labels)
@@ -90,7 +91,8 @@ def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cach
         temporary.write_bytes(content.getbuffer())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 

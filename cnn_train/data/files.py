@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,23 +169,23 @@ def bring_to_size(
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as V
 
-    have = (image.size(1), image.size(2))
-    border = [0, 0, 0, 0]
-    scaled = size
+    height, width = image.size(1), image.size(2)
+    scaled, border = size, [0, 0, 0, 0]
     if how == "crop":
-        factor = max(size[0] / have[0], size[1] / have[1])
-        part = [min(round(want / factor * 7 / 8), old) or 1 for want, old in zip(size, have, strict=True)]
-        image = V.center_crop(image, part)
-        label_map = None if label_map is None else V.center_crop(label_map.unsqueeze(0), part)[0]
+        factor = max(size[0] / height, size[1] / width) * 8 / 7
+        scaled = (max(round(height * factor), size[0]), max(round(width * factor), size[1]))
     elif how == "pad":
-        factor = min(1.0, size[0] / have[0], size[1] / have[1])
-        scaled = (max(round(have[0] * factor), 1), max(round(have[1] * factor), 1))
+        factor = min(1.0, size[0] / height, size[1] / width)
+        scaled = (max(round(height * factor), 1), max(round(width * factor), 1))
         border = [0, 0, size[1] - scaled[1], size[0] - scaled[0]]
     image = V.pad(V.resize(image, list(scaled), antialias=True), border, fill=0)
     if label_map is not None:
-        nearest = InterpolationMode.NEAREST
-        label_map = V.pad(V.resize(label_map.unsqueeze(0), list(scaled), nearest), border, fill=ignore_index)[0]
-    return image, label_map
+        exact = InterpolationMode.NEAREST_EXACT
+        label_map = V.pad(V.resize(label_map.unsqueeze(0), list(scaled), exact), border, fill=ignore_index)
+    if how == "crop":
+        image = V.center_crop(image, list(size))
+        label_map = None if label_map is None else V.center_crop(label_map, list(size))
+    return image, None if label_map is None else label_map.squeeze(0)
 
 
 # -- A split on disk -------------------------------------------------------------------------------------
@@ -233,6 +234,8 @@ class OnDisk:
     def batches(
         self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.workers:
+            import torchvision.transforms.v2  # noqa: F401  here once, not for seconds in each new worker
         loader: Any = DataLoader(
             _Samples(self, epoch, seed),
             batch_sampler=[index.tolist() for index in indices],
@@ -242,22 +245,22 @@ class OnDisk:
             generator=torch.Generator(),  # the global one is not to be touched
         )
         batches = iter(loader)
-        while True:
-            try:
-                made = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a data worker was killed, usually for memory; try data.workers={self.workers // 2} or a smaller "
-                    "data.batch_size"
-                ) from error
-            if isinstance(made, DataError):
-                raise made
-            images, targets = made
-            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True).long()
+        try:
+            for made in batches:
+                if isinstance(made, DataError):
+                    raise made
+                images, targets = made
+                yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True).long()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker was killed, usually for memory; try data.workers={self.workers // 2} or a smaller "
+                "data.batch_size"
+            ) from error
+        finally:
+            # The workers end now, not when the garbage is collected, perhaps in a child that inherited it.
+            del batches
 
     def in_memory(self) -> InMemory:
         """The split decoded at once, unaltered."""
@@ -376,7 +379,8 @@ def remember(
         temporary.write_text(json.dumps({"value": value}))
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return value
 
 

@@ -18,7 +18,6 @@ from cnn_train.data.data import Augment, Data, as_size
 from cnn_train.data.files import (
     MAX_PIXELS,
     OnDisk,
-    sizes_differ,
     as_sources,
     cache_folder,
     check_files,
@@ -31,6 +30,7 @@ from cnn_train.data.files import (
     read_image,
     read_values,
     remember,
+    sizes_differ,
     warn_of_absent,
     what_is_in,
 )
@@ -77,9 +77,9 @@ def segmentation_folder(
 ) -> Data:
     """Images, and masks of the same stems, for segmentation.
 
-    They lie in root/{train,val,test}/{images,masks}, in root/{images,masks}/{train,val,test}, or in root/{images,masks},
-    which is split by file name. A missing val is cut from train, a missing test is val, or cut from train too where val
-    is missing. The mask of `a.jpg` is `a<mask_suffix>.png`.
+    They lie in root/{train,val,test}/{images,masks}, or root/{images,masks}/{train,val,test}, or root/{images,masks} to
+    be split by file name. A missing val is cut from train, a missing test is val, or cut from train too where val is
+    missing. The mask of `a.jpg` is `a<mask_suffix>.png`.
 
     `classes` are the names of the classes 0, 1, ..., or their number. A mask holds class numbers, or the numbers listed
     in `mask_values` (the first is class 0), or the colours listed in `palette`; pixels of `ignore_index` or
