@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cnn_train.data.augment import Compose, MixUp, Shift, flip_crop
+from cnn_train.data.augment import Compose, Erase, MixUp, Shift, flip_crop
 from cnn_train.data.data import Data, InMemory
 from cnn_train.data.digits import digits
 from cnn_train.data.random import generator, key, uniform
@@ -85,6 +85,15 @@ def test_batches_from_a_step_on_are_those_of_the_whole_epoch():
         rest = list(data.train_batches(3, device=CPU, start=start))
         assert len(rest) == 5 - start
         assert all(same(a, b) for a, b in zip(rest, whole[start:], strict=True))
+
+
+@pytest.mark.parametrize("augment", [None, Compose([flip_crop(2), Shift(), Erase()])])
+def test_batches_made_together_are_those_made_alone(augment, monkeypatch):
+    data = make(augment=augment)
+    together = list(data.train_batches(0, device=CPU))
+    monkeypatch.setattr(Data, "_steps_together", lambda self: 1)
+    assert all(same(a, b) for a, b in zip(together, data.train_batches(0, device=CPU), strict=True))
+    assert make(augment=MixUp()).augment.mixes and not getattr(data.augment, "mixes", False)
 
 
 def test_the_global_generator_is_neither_used_nor_moved():

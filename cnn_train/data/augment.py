@@ -35,7 +35,13 @@ class Compose:
 
     @property
     def labels_only(self) -> bool:
+        """Whether it cannot change label maps."""
         return any(getattr(augment, "labels_only", False) for augment in self.augments)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample depends on the others of its batch."""
+        return any(getattr(augment, "mixes", False) for augment in self.augments)
 
     def __call__(
         self, images: Tensor, targets: Tensor, indices: Tensor, epoch: int, seed: int, **options: Any
@@ -187,6 +193,7 @@ class MixUp:
 
     alpha: float = 0.2
     labels_only = True
+    mixes = True
 
     def __call__(
         self, images: Tensor, targets: Tensor, indices: Tensor, epoch: int, seed: int, *, num_classes: int, **_: Any
@@ -208,6 +215,7 @@ class CutMix:
     alpha: float = 1.0
     probability: float = 1.0
     labels_only = True
+    mixes = True
 
     def __call__(
         self, images: Tensor, targets: Tensor, indices: Tensor, epoch: int, seed: int, *, num_classes: int, **_: Any

@@ -167,8 +167,11 @@ class Data:
         order = torch.randperm(self.size("train"), generator=generator(self.seed, epoch)).to(device)
         cuts = range(start * self.batch_size, self.train_steps(world_size) * self.batch_size, self.batch_size)
         indices = [order[cut : cut + self.batch_size][rank::world_size] for cut in cuts]
-        made = self.splits["train"].batches(indices, epoch, self.seed, device)
-        for index, (images, targets) in zip(indices, made, strict=True):
+        together = self._steps_together()
+        blocks = [indices[first : first + together] for first in range(0, len(indices), together)]
+        joined = [torch.cat(block) for block in blocks]
+        made = self.splits["train"].batches(joined, epoch, self.seed, device)
+        for block, index, (images, targets) in zip(blocks, joined, made, strict=True):
             if self.augment is not None:
                 images, targets = self.augment(
                     images,
@@ -179,7 +182,18 @@ class Data:
                     ignore_index=self.ignore_index,
                     num_classes=self.num_classes,
                 )
-            yield Batch(self.to_input(images), targets, index)
+            sizes = [len(part) for part in block]
+            yield from map(Batch, self.to_input(images).split(sizes), targets.split(sizes), block)
+
+    def _steps_together(self) -> int:
+        """How many small batches are made at once: what an operation costs at all is then paid once for them.
+
+        Each sample's randomness is its own, so that changes nothing, but for augmentations that mix a batch's samples.
+        """
+        if not isinstance(self.splits["train"], InMemory) or getattr(self.augment, "mixes", False):
+            return 1
+        numbers = self.batch_size * self.in_channels * self.image_size[0] * self.image_size[1]
+        return min(max(2**20 // numbers, 1), 16)
 
     def eval_batches(self, split: str, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Every sample of a split once, in order, unaltered; each process gets its own."""
