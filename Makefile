@@ -20,10 +20,10 @@ train: $(INSTALLED)  ## Train LeNet-5 on handwritten digits
 	$(BIN)/cnn-train
 
 test: $(INSTALLED)  ## Run the fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 test-slow: $(INSTALLED)  ## Run the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
 
 smoke-all: $(INSTALLED)  ## Train every network for a moment and show a table
 	$(BIN)/python benchmarks/smoke_all.py

@@ -1,5 +1,6 @@
-"""Tests share one thread count: more threads than cores make small networks slower."""
+"""One thread per test process: the tests run in several processes, and small networks gain nothing from more threads."""
 
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
