@@ -18,6 +18,7 @@ PROBE_SIZES = (1024, 512)
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
 
 Geometry = dict[nn.Module, dict[str, Any]]
+Probe = tuple[list[tuple[int, int | None]], dict[nn.Module, int | None]]
 
 
 class Encoder(nn.Module):
@@ -69,18 +70,20 @@ class Encoder(nn.Module):
 
         was_training = network.training
         network.eval()
+        probe = maps, _ = _probe(self.stages)
         original = _geometry(self.stages)
         self._geometry_by_mode: dict[bool, Geometry] = {}
         for training, bound in ((False, eval_output_stride or output_stride), (True, output_stride)):
             _set_geometry(original)
             if bound is not None:
-                _dilate(self.stages, bound, dilate_strided)
+                _dilate(self.stages, probe, bound, dilate_strided)
             if hybrid is not None:
                 _repeat_rates(self.stages, hybrid)
             if multi_grid is not None:
                 _multiply_rates(self.stages[-1], multi_grid)
             self._geometry_by_mode[training] = _geometry(self.stages)
-        maps, _ = _probe(self.stages)
+        if self._geometry_by_mode[True] != original:
+            maps, _ = _probe(self.stages)
         network.train(was_training)
         self.channels = [channels for channels, _ in maps]
         self.strides = [stride or PROBE_SIZES[0] for _, stride in maps]
@@ -134,7 +137,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
             yield layer
 
 
-def _probe(stages: Sequence[nn.Module]) -> tuple[list[tuple[int, int | None]], dict[nn.Module, int | None]]:
+def _probe(stages: Sequence[nn.Module]) -> Probe:
     """(channels, stride) of the map after each stage, and the stride at the input of each layer; None: not a map.
 
     Computed without data from two input sizes, of whose difference a stride keeps its exact fraction whatever the
@@ -188,9 +191,9 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _dilate(stages: Sequence[nn.Module], output_stride: int, dilate_strided: bool) -> None:
-    """Bound the stride of every map by dilation, in place."""
-    maps, input_strides = _probe(stages)
+def _dilate(stages: Sequence[nn.Module], probe: Probe, output_stride: int, dilate_strided: bool) -> None:
+    """Bound the stride of every map by dilation, in place; `probe` is that of the network as it was."""
+    maps, input_strides = probe
     reachable = [stride for _, stride in maps if stride]
     if output_stride not in reachable:
         raise ValueError(
