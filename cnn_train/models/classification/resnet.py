@@ -60,10 +60,10 @@ class BasicBlock(nn.Module):
         layers: LayerFactory,
     ):
         super().__init__()
-        self.conv1 = layers.conv(in_channels, channels, 3, stride=stride, bias=False)
+        self.conv1 = layers.conv(in_channels, channels, 3, stride=stride)
         self.bn1 = layers.norm(channels)
         self.act1 = layers.act()
-        self.conv2 = layers.conv(channels, channels, 3, bias=False)
+        self.conv2 = layers.conv(channels, channels, 3)
         self.bn2 = layers.norm(channels)
         self.downsample = shortcut
         self.act2 = layers.act()
@@ -98,13 +98,13 @@ class Bottleneck(nn.Module):
         super().__init__()
         width = channels * width_per_group // 64 * groups
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = layers.conv(in_channels, width, 1, stride=first, bias=False)
+        self.conv1 = layers.conv(in_channels, width, 1, stride=first)
         self.bn1 = layers.norm(width)
         self.act1 = layers.act()
-        self.conv2 = layers.conv(width, width, 3, stride=second, groups=groups, bias=False)
+        self.conv2 = layers.conv(width, width, 3, stride=second, groups=groups)
         self.bn2 = layers.norm(width)
         self.act2 = layers.act()
-        self.conv3 = layers.conv(width, channels * self.expansion, 1, bias=False)
+        self.conv3 = layers.conv(width, channels * self.expansion, 1)
         self.bn3 = layers.norm(channels * self.expansion)
         self.downsample = shortcut
         self.act3 = layers.act()
@@ -146,15 +146,17 @@ class ResNet(nn.Module):
         super().__init__()
         channels = widths[0]
         if stem == "imagenet":
-            self.conv1 = layers.conv(in_channels, channels, 7, stride=2, bias=False)
+            self.conv1 = layers.conv(in_channels, channels, 7, stride=2)
         elif stem == "small":
-            self.conv1 = layers.conv(in_channels, channels, 3, bias=False)
+            self.conv1 = layers.conv(in_channels, channels, 3)
         else:
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
         self.bn1 = layers.norm(channels)
         self.act1 = layers.act()
         self.maxpool = layers.pool(3, 2, 1) if stem == "imagenet" else nn.Identity()
 
+        if shortcut not in ("projection", "pad"):
+            raise ValueError(f"shortcut must be 'projection' (option B) or 'pad' (option A), got {shortcut!r}")
         if stride_in_1x1:
             block = partial(block, stride_in_1x1=True)
         kind: Any = block.func if isinstance(block, partial) else block
@@ -169,7 +171,7 @@ class ResNet(nn.Module):
                         PadShortcut(channels, out_channels, stride)
                         if shortcut == "pad"
                         else nn.Sequential(
-                            layers.conv(channels, out_channels, 1, stride=stride, bias=False),
+                            layers.conv(channels, out_channels, 1, stride=stride),
                             layers.norm(out_channels),
                         )
                     )
