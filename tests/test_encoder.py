@@ -184,3 +184,27 @@ def test_messages():
             make_encoder("lenet5", in_channels=1, layers=LayerFactory())
         with pytest.raises(ValueError, match="resnet50"):
             make_encoder("resnet5", in_channels=1, layers=LayerFactory())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vgg11", "googlenet", "xception", "xception65", "resnext50_32x4d", "wide_resnet50_2", "preact_resnet50"),
+        *("seresnet50", "densenet121", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"),
+    ],
+)
+def test_encoders_of_the_zoo(name):
+    """Every family gives maps at each output stride, on odd sizes, and nothing of its head is left over."""
+    with torch.device("meta"):
+        for output_stride in (8, 16, 32):
+            encoder = Encoder(builder(name)(), output_stride=output_stride)
+            assert encoder.strides[-1] == output_stride
+            maps = encoder(torch.empty(1, 3, 97, 129))
+            assert [m.size(1) for m in maps] == encoder.channels
+            for (height, width), stride in zip([m.shape[-2:] for m in maps], encoder.strides, strict=True):
+                assert abs(height - 97 / stride) <= 4 and abs(width - 129 / stride) <= 4
+    used: set[str] = set()
+    for key, module in encoder.named_modules():
+        module.register_forward_hook(lambda *_, key=key: used.add(key))
+    encoder(torch.empty(1, 3, 97, 129, device="meta"))
+    assert {key.rpartition(".")[0] for key, _ in encoder.named_parameters()} <= used

@@ -28,10 +28,10 @@ class Encoder(nn.Module):
     lone `features` under theirs, as in torchvision; the head is dropped. `channels` and `strides` describe the maps.
 
     `output_stride` bounds the stride: what would exceed it gets stride 1, and every window after it is dilated by as
-    much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings of even size, which
-    have no centre, become one wider instead (3x3 in DeepLab v1), and averages are not dilated. `dilate_strided` dilates
-    the windows that lost their stride, too (PSPNet's and MobileNetV3's form). `eval_output_stride` is another bound for
-    evaluation mode; `channels` and `strides` are those of training.
+    much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings are not dilated; of
+    those that lose their stride the even ones, which have no centre, become one wider (3x3 in DeepLab v1).
+    `dilate_strided` dilates convolutions that lost their stride, too (PSPNet's and MobileNetV3's form).
+    `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` are those of training.
 
     `multi_grid` multiplies the dilations of the last stage, block by block; `hybrid` gives the blocks of each dilated
     stage the rates of a pattern such as (1, 2, 5) in turn.
@@ -213,7 +213,7 @@ def _dilate(stages: Sequence[nn.Module], probe: Probe, output_stride: int, dilat
 
 
 def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
-    """Dilate a window by `factor`; a pooling of even size that lost its stride grows by one to have a centre."""
+    """Dilate a convolution by `factor`; a pooling of even size that lost its stride grows by one to have a centre."""
     window: Any = layer
     if isinstance(layer, nn.Conv2d):
         if max(layer.kernel_size) == 1:
@@ -223,12 +223,10 @@ def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
         window.padding = (layer.padding[0] * factor, layer.padding[1] * factor)
     elif hasattr(layer, "kernel_size"):
         size = _pair(window.kernel_size)[0]
-        if lost_stride and size % 2 == 0:
+        if lost_stride and size % 2 == 0:  # torch's poolings cannot be dilated and keep the size
             window.kernel_size, window.padding, window.ceil_mode = size + 1, size // 2, False
             if hasattr(layer, "count_include_pad"):
                 window.count_include_pad = False
-        elif hasattr(layer, "dilation"):
-            window.dilation, window.padding = window.dilation * factor, window.padding * factor
 
 
 def _blocks(stage: nn.Module) -> list[nn.Module]:

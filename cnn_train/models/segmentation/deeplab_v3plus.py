@@ -1,11 +1,13 @@
 """DeepLab v3+: Chen, Zhu, Papandreou, Schroff & Adam, "Encoder-Decoder with Atrous Separable Convolution for Semantic
 Image Segmentation", ECCV 2018. https://arxiv.org/abs/1802.02611, Fig. 2.
 
-DeepLab v3 as the encoder, and a decoder that joins its features with those of stride 4. ASPP and decoder use separable
-convolutions; `separable=False` uses full ones.
+DeepLab v3 as the encoder, and a decoder that joins its features with those of stride 4: the last map of that stride,
+where the authors' Xception gives one from inside its second module. ASPP and decoder use separable convolutions;
+`separable=False` uses full ones. The encoder is Xception-65, or any other, such as resnet101 with multi_grid=[1, 2, 4].
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v3 import ASPP, check_eval_upsample, separable_conv
 
 __all__ = ["deeplabv3plus"]
+
+DEFAULT = LayerFactory(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
 
 
 class DeepLabV3Plus(nn.Module):
@@ -64,20 +68,20 @@ def deeplabv3plus(
     num_classes: int = 21,
     *,
     in_channels: int = 3,
-    encoder: str | nn.Module = "resnet101",
+    encoder: str | nn.Module = "xception65",
     encoder_options: Mapping[str, Any] | None = None,
     output_stride: int = 16,
     eval_output_stride: int | None = 8,
-    multi_grid: Sequence[int] | None = (1, 2, 4),
+    multi_grid: Sequence[int] | None = None,
     hybrid: Sequence[int] | None = None,
     atrous_rates: Sequence[int] = (6, 12, 18),
     channels: int = 256,
     low_level_channels: int = 48,
     separable: bool = True,
     dropout: float = 0.1,
-    layers: LayerFactory = LayerFactory(),
+    layers: LayerFactory = DEFAULT,
 ) -> DeepLabV3Plus:
-    """DeepLab v3+ on ResNet-101: 45,688,261 parameters at 21 classes.
+    """DeepLab v3+ on Xception-65: 41,049,269 parameters at 21 classes.
 
     `atrous_rates` are those at `output_stride`; at `eval_output_stride`, which evaluation uses, they grow by the ratio.
     """
