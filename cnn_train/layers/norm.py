@@ -71,42 +71,47 @@ class FrozenBatchNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class _SumOverProcesses(torch.autograd.Function):
+    """Each process gets the sum of all, and its gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Differentiable sum of a tensor that every process of the default group gives."""
+    return _SumOverProcesses.apply(x)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
     """Batch normalization over the joint batch of all processes (Peng et al. 2018); with one process, batch norm.
 
-    On the CPU, for which torch has no kernel, sums over the batch pass through a differentiable all-reduce.
+    Sums over the batch pass through a differentiable all-reduce, which every backend has: `nn.SyncBatchNorm` is for
+    CUDA alone, and DDP refuses it on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.training and distributed and torch.distributed.get_world_size() > 1:
-            return super().forward(x) if x.is_cuda else self._forward_all_reduce(x)
-        factor = self._average_factor()
-        from_batch = self.training or self.running_mean is None
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, from_batch, factor, self.eps
-        )
-
-    def _average_factor(self) -> float:
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        if self.momentum is not None:
-            return self.momentum
-        return 1.0 / max(float(self.num_batches_tracked or 0), 1.0)
-
-    def _forward_all_reduce(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        factor = self._average_factor()
+        if not (self.training and distributed and torch.distributed.get_world_size() > 1):
+            return super().forward(x)
         wide = _at_least_float32(x)
         count = wide.new_tensor([x.numel() / x.size(1)])
-        sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]))
+        sums = sum_over_processes(torch.cat([wide.sum((0, 2, 3)), count]))
         total = sums[-1].detach()
         mean = sums[:-1] / total
         centred = wide - mean.view(1, -1, 1, 1)
-        var = all_reduce(centred.square().sum((0, 2, 3))) / total
-        if self.running_mean is not None and self.running_var is not None:
+        var = sum_over_processes(centred.square().sum((0, 2, 3))) / total
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
                 unbiased = var * total / (total - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
