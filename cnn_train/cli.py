@@ -36,6 +36,11 @@ VERBS = {
         "cnn_train.cli:resume", "go on with a stopped run, or for longer: resume DIR [trainer.max_epochs=N]"
     ),
     "eval": Verb("cnn_train.cli:evaluate", "evaluate a run again: eval run=DIR [split=val]"),
+    "inspect": Verb(
+        "cnn_train.inspect_network:run",
+        "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "
+        "[picture=true]",
+    ),
     "sweep": Verb("cnn_train.cli:sweep", "train every combination of lists of values, as -m does"),
     "list": Verb("cnn_train.cli:list_choices", "list the groups, or the choices of one: list model"),
 }
@@ -68,6 +73,7 @@ FLAGS = (
     Flag(("--info", "-i"), "[WHAT]", f"print what is composed from where and stop: {', '.join(INFO)}"),
     Flag(("--config-dir", "-cd"), "DIR", "a folder with choices of your own (DIR/model/mine.yaml)"),
     Flag(("--shell-completion", "-sc"), "install=SHELL", 'TAB: eval "$(cnn-train -sc install=bash)"; also zsh, fish'),
+    Flag(("--picture",), "", "with inspect: PNG files and an HTML page"),
     Flag(("--debug",), "", "show tracebacks (also CNN_TRAIN_DEBUG=1)"),
     Flag(("--version",), "", "print the version"),
     Flag(("--help", "-h"), "", "this text"),

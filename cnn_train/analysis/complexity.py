@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.analysis.trace import _check_size, on_meta
 
 
@@ -73,7 +74,7 @@ def training_memory(module: nn.Module, input_size: Sequence[int], *, optimizer_s
                 m.training = True
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
             batch = torch.empty(images, channels, height, width, dtype=dtype, device="meta")
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with Arithmetic(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 kept.append(batch)
                 output = module(batch)
             del output

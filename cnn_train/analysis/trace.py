@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn_train.analysis.fields import (
     BROADCAST,
@@ -32,6 +31,7 @@ from cnn_train.analysis.fields import (
     window,
 )
 from cnn_train.analysis.graph import Edge, Graph, LayerRow, Node, Sight, Span, with_sight
+from cnn_train.analysis.shapes import Arithmetic, result
 
 _NORM = re.compile(r"(norm|renorm)([123]d)?$|lrn$", re.IGNORECASE)
 # fmt: off
@@ -107,7 +107,8 @@ def on_meta(module: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
 
     def swap(holder: Any, key: Any, value: Tensor) -> None:
         if id(value) not in stand_ins:
-            meta = torch.empty_like(value, device="meta")
+            # Not empty_like, whose meta kernel is in Python and imports sympy.
+            meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
             if isinstance(value, nn.Parameter):
                 meta = nn.Parameter(meta, requires_grad=value.requires_grad)
                 originals[id(meta)] = value
@@ -153,7 +154,7 @@ class _Unknown(Exception):
     """Why an operation cannot be followed."""
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(Arithmetic):
     def __init__(self, record: Callable[[Any, tuple, dict, Any], None]):
         super().__init__()
         self.record = record
@@ -162,7 +163,7 @@ class _Dispatch(TorchDispatchMode):
         if torch.Tag.pointwise in func.tags and func._schema.name.endswith("_") and _one_shape(args):
             out = args[0]  # in place nothing changes but values, and there are none
         else:
-            out = func(*args, **(kwargs or {}))
+            out = result(func, args, kwargs or {})
         self.record(func, args, kwargs or {}, out)
         return out
 
@@ -256,6 +257,10 @@ class _Tracer:
                 self.nodes[node].norm_values = call.norm_values
             parameters = self._count(p for p in module.parameters())
             self._row(call.name, type(module).__name__, out, node, call, parameters)
+        if not call.leaf:  # of several maps, as an encoder returns them, the last
+            for t in _tensors(output):
+                if id(t) in self.maps:
+                    node, shape = self.maps[id(t)].node, tuple(t.shape[1:])
         self.spans.append(Span(call.name, type(module).__name__, call.first, len(self.rows), shape, node))
 
     def _row(self, name: str, kind: str, out: Tensor | None, node: int | None, work: Any, parameters: int) -> None:

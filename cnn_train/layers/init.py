@@ -24,12 +24,13 @@ def gain(act: Act) -> float:
 
     sqrt(2) for ReLU, 1 for the identity. The integral is taken by the trapezoid rule on [-12, 12].
     """
-    z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    module = act().double().cpu().eval()
-    with torch.no_grad():
-        activated = module(z.clone().view(1, 1, 1, -1)).view(-1)
-        second_moment = torch.trapezoid(activated.square() * density, z)
+    with torch.device("cpu"):  # also for a network that is being built on the meta device
+        z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+        density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+        module = act().double().cpu().eval()
+        with torch.no_grad():
+            activated = module(z.clone().view(1, 1, 1, -1)).view(-1)
+            second_moment = torch.trapezoid(activated.square() * density, z)
     return float(second_moment.rsqrt())
 
 
