@@ -43,11 +43,11 @@ def digit_scenes(
     normalize: str = "standardize",
     cache_dir: str | None = None,
 ) -> Data:
-    """RGB scenes of `image_size` (96 by default) in 11 classes, drawn by (scene_seed, split, index) and cached.
+    """RGB scenes of `image_size` (64 by default) in 11 classes, drawn by (scene_seed, split, index) and cached.
 
     `cache_dir` is by default cnn-train in $XDG_CACHE_HOME or ~/.cache.
     """
-    size = as_size(image_size, 96)
+    size = as_size(image_size, 64)
     counts = {"train": num_train, "val": num_val, "test": num_test}
     cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn-train").expanduser()
     splits = {name: InMemory(*cached_scenes(name, count, size, scene_seed, cache)) for name, count in counts.items()}
@@ -112,13 +112,13 @@ def draw_scenes(
 def draw_scene(
     digits: Tensor, labels: Tensor, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One scene of 3 to 6 digits (N, 1, 8, 8): image (3, H, W) and label map (H, W)."""
+    """One scene of 2 to 4 digits (N, 1, 8, 8): image (3, H, W) and label map (H, W)."""
     image, ground = _draw_ground(size, random)
     label = np.zeros(size, np.uint8)
     shortest = min(size)
-    for _ in range(random.integers(3, 7)):
+    for _ in range(random.integers(2, 5)):
         chosen = random.integers(len(digits))
-        side = round(float(random.uniform(0.28, 0.55)) * shortest)
+        side = round(float(random.uniform(0.38, 0.65)) * shortest)
         strength = _transform(digits[chosen], side, slant=random.uniform(-0.3, 0.3), angle=random.uniform(-0.2, 0.2))
         for _ in range(8):  # look for a place that hides little of what is there
             y, x = (int(random.integers(0, extent - side + 1)) for extent in size)
@@ -137,17 +137,17 @@ def _draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[ND
     """A colour with coarse and fine texture: image (3, H, W) in [0, 1] and the colour (3)."""
     colour = random.uniform(0.15, 0.85, 3)
     image = np.broadcast_to(colour[:, None, None], (3, *size)).copy()
-    for cells, amplitude in ((4, 0.12), (12, 0.08), (32, 0.04)):
+    for cells, amplitude in ((4, 0.08), (12, 0.05), (32, 0.03)):
         noise = torch.from_numpy(random.normal(0, amplitude, (1, 3, cells, cells)))
         image += F.interpolate(noise, size=size, mode="bicubic", align_corners=False)[0].numpy()
     return image, colour
 
 
 def _contrasting(ground: NDArray, random: np.random.Generator) -> NDArray:
-    """A colour (3) at a distance of at least 0.45 from the ground's."""
+    """A colour (3) at a distance of at least 0.5 from the ground's."""
     while True:
         colour = random.uniform(0, 1, 3)
-        if np.linalg.norm(colour - ground) >= 0.45:
+        if np.linalg.norm(colour - ground) >= 0.5:
             return colour
 
 
