@@ -1,0 +1,133 @@
+"""Every recipe in conf/experiment: it composes, says what it does, and its first step works."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from cnn_train import experiment
+from cnn_train.choices import Choices
+from cnn_train.config import build, compose
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = Choices.find().options("experiment")
+# A second each; the others have tens of millions of weights, or hundreds of layers.
+SMALL = ["lenet5_1998", "lenet5_caffe", "lstm_mnist", "resnet20_cifar10", "mobilenet_v1_imagenet"]
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """The scenes are composed once, into a cache of the tests' own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@cache
+def config(name: str) -> DictConfig:
+    """The recipe as it stands, shared by the tests that do not change it."""
+    return compose([f"experiment={name}"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_composes_with_its_own_data(name):
+    cfg = config(name)
+    assert cfg.name == name and cfg.choices.experiment == name
+    assert cfg.choices.model in name or cfg.choices.model.startswith("deeplabv3")
+    assert cfg.choices.data in name or name.startswith("lenet5")
+    assert Choices.find().describe("experiment", name)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_schedule_falls_and_reaches_its_last_stage(name):
+    """A milestone beyond the last epoch, or one that was meant in steps, would never be passed."""
+    cfg = config(name)
+    schedule, epochs, steps = build(cfg.scheduler), cfg.trainer.max_epochs, 860
+    factors = [schedule(epoch * steps, epochs * steps, steps) for epoch in range(epochs)]
+    assert max(factors) <= 1
+    assert all(0 < milestone < epochs for milestone in cfg.scheduler.get("milestones") or ())
+    if cfg.choices.scheduler != "constant":
+        assert factors[-1] < 0.65
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_augmentation_takes_colour_images(name):
+    cfg = config(name)
+    augment = build(cfg.augment)
+    if augment is None:
+        return
+    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    segments = cfg.choices.data == "voc"
+    targets = torch.randint(0, 10, (3, 40, 40) if segments else (3,))
+    changed, labels = augment(images, targets, torch.arange(3), 0, 0, ignore_index=255, num_classes=10)
+    assert changed.shape == images.shape and changed.dtype == torch.uint8 and not torch.equal(changed, images)
+    assert labels.shape == targets.shape
+
+
+def first_step(name: str) -> None:
+    """Network, loss and optimizer of the recipe on embedded data: the loss is finite and the weights move."""
+    segments = config(name).choices.data == "voc"
+    scenes = ["data=digit_scenes", "data.num_train=4", "data.num_val=2", "data.num_test=2"]
+    small = [
+        *(scenes if segments else ["data=digits"]),
+        "data.batch_size=4",
+        "data.drop_last=true",
+        "augment=none",
+        "image_size=null",
+    ]
+    cfg = compose([f"experiment={name}", "trainer=cpu", *small])
+    network, batches = experiment.build_network_and_data(cfg)
+    task = experiment.build_task(cfg, network, batches)
+    optimizer = task.configure_optimizers()
+    batch = next(batches.train_batches(0, device=torch.device("cpu")))
+    before = [p.detach().clone() for p in network.parameters()]
+    loss = task.total_loss(network.train()(batch.images), batch.targets)
+    loss.backward()
+    if cfg.trainer.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.trainer.gradient_clip)
+    optimizer.step()
+    assert torch.isfinite(loss)
+    after = list(network.parameters())
+    assert all(torch.isfinite(p).all() for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_first_step(name):
+    first_step(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in SMALL])
+def test_first_step_of_large_networks(name):
+    first_step(name)
+
+
+def test_trainer_of_the_recipe_survives_the_command_line():
+    cfg = compose(["experiment=resnet110_cifar10", "trainer=cpu", "data=digits"])
+    assert (cfg.trainer.max_epochs, cfg.trainer.decay_norm_and_bias) == (182, True)
+    assert cfg.data.batch_size == 64  # the digits' own: the recipe's is for CIFAR
+
+
+def test_resnet110_warms_up_and_divides_at_the_papers_steps():
+    """0.01 at the start, 0.1 after 400 steps, then a tenth at 32k and 48k of 64k (section 4.2)."""
+    schedule = build(config("resnet110_cifar10").scheduler)
+    steps = -(-45_000 // 128)
+    factors = [schedule(step, 182 * steps, steps) for step in (0, 400, 31_900, 32_100, 48_200)]
+    assert 182 * steps == pytest.approx(64_000, rel=2e-3)
+    assert factors == pytest.approx([0.1, 1, 1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("model", ["lenet5", "resnet20", "googlenet"])
+def test_table_of_networks_is_what_the_code_gives(model, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    zoo = __import__("zoo_table")
+    assert zoo.line(zoo.describe(model)) in (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8").splitlines()
+    sys.modules.pop("zoo_table")
+
+
+def test_table_names_every_network():
+    page = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    absent = [name for name in Choices.find().options("model") if f"| `{name}` |" not in page]
+    assert absent in ([], ["timm", "torchvision"]), "run python benchmarks/zoo_table.py --write"
