@@ -69,9 +69,15 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class HealthConfig:
+    every: int | None = field(metadata={"least": 1})
+
+
+@dataclass
 class CallbacksConfig:
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
+    health: HealthConfig
     samples: int = field(metadata={"least": 0})
 
 

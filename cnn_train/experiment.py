@@ -23,6 +23,7 @@ from cnn_train import __version__, checkpoint, run_folder
 from cnn_train.callbacks import display
 from cnn_train.callbacks.callback import Callback
 from cnn_train.callbacks.checkpoints import Checkpoints, EarlyStopping
+from cnn_train.callbacks.health import Health
 from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
 from cnn_train.config import build, build_layers
 from cnn_train.data.data import Data
@@ -169,6 +170,8 @@ def build_callbacks(cfg: DictConfig, task: Task, folder: Path) -> Callbacks:
         options.checkpoint.every_steps,
     )
     others: list[Callback] = [TensorBoard(options.samples)] if cfg.logger is not None else []
+    if options.health.every is not None:
+        others.append(Health(options.health.every, activations=not cfg.trainer.compile))
     progress = display.choose(cfg.trainer.progress) if rank() == 0 else "none"
     callbacks = Callbacks(
         checkpoints, MetricsFile(folder / "metrics.csv"), display.Display(progress, checkpoints), others

@@ -18,6 +18,17 @@ Shape = Sequence[int]
 def result(func: Any, args: tuple, kwargs: dict) -> Any:
     """What `func` returns: by arithmetic where it is known and its arguments fit, else by calling it."""
     x = args[0] if args else None
+    if func in _IN_PLACE and isinstance(x, Tensor) and x.is_meta and all(_fits(x, other) for other in args[1:]):
+        return x
+    if (
+        func is _aten.empty_like.default
+        and isinstance(x, Tensor)
+        and x.is_meta
+        and kwargs.get("dtype") in (None, x.dtype)
+    ):
+        return x.new_empty(x.shape)
+    if func is _aten.cat.default and (joined := _cat(*args)) is not None:
+        return joined
     rule = _RULES.get(func)
     if rule is not None and isinstance(x, Tensor) and x.is_meta and not kwargs:
         shape = rule(x.shape, *args[1:])
@@ -28,6 +39,8 @@ def result(func: Any, args: tuple, kwargs: dict) -> Any:
             if func is _aten.native_batch_norm.default:
                 count = x.shape[1] if args[5] else 0
                 return out, x.new_empty(count), x.new_empty(count)
+            if func is _aten.native_group_norm.default:
+                return out, x.new_empty(args[3], args[6]), x.new_empty(args[3], args[6])
             return out
     return func(*args, **kwargs)
 
@@ -52,7 +65,25 @@ def _same(shape: Shape, *_: Any) -> Shape:
 
 
 def _sum(shape: Shape, other: Any, *_: Any) -> Shape | None:
-    return shape if isinstance(other, Tensor) and other.shape == shape and other.is_floating_point() else None
+    if not isinstance(other, Tensor) or not other.is_floating_point() or other.dim() != len(shape):
+        return None
+    fit = all(n == m or 1 in (n, m) for n, m in zip(shape, other.shape, strict=True))
+    return [max(n, m) for n, m in zip(shape, other.shape, strict=True)] if fit else None
+
+
+def _fits(x: Tensor, other: Any) -> bool:
+    return not isinstance(other, Tensor) or other.dim() == 0 or other.shape == x.shape
+
+
+def _cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor | None:
+    first = tensors[0]
+    rest = [[n for i, n in enumerate(t.shape) if i != axis % first.dim()] for t in tensors]
+    same = all(t.is_meta and t.dtype == first.dtype and t.dim() == first.dim() for t in tensors)
+    if not same or rest.count(rest[0]) != len(rest):
+        return None
+    shape = list(first.shape)
+    shape[axis] = sum(t.shape[axis] for t in tensors)
+    return first.new_empty(shape)
 
 
 def _batch_norm(shape: Shape, *arguments: Any) -> Shape | None:
@@ -105,12 +136,26 @@ def _convolution(
 def _max_pool(
     shape: Shape, kernel: Shape, stride: Shape = (), padding: Shape = (0,), dilation: Shape = (1,), ceil: bool = False
 ) -> Shape | None:
-    if len(shape) != 4 or ceil:
+    if len(shape) != 4:
         return None
     geometry = [_per_axis(v, 2) for v in (kernel, stride or kernel, padding, dilation)]
     if any(2 * p > k for k, _, p, _ in zip(*geometry, strict=True)):
         return None
-    sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(shape[2:], *geometry, strict=True)]
+    sizes = []
+    for n, k, s, p, d in zip(shape[2:], *geometry, strict=True):
+        size = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        # The last window begins inside the image or its left padding.
+        sizes.append(size - 1 if ceil and (size - 1) * s >= n + p else size)
+    return (*shape[:2], *sizes)
+
+
+def _avg_pool(
+    shape: Shape, kernel: Shape, stride: Shape = (), padding: Shape = (0,), ceil: bool = False, *_: Any
+) -> Shape | None:
+    return _max_pool(shape, kernel, stride, padding, (1,), ceil)
+
+
+def _upsample(shape: Shape, sizes: Shape, *_: Any) -> Shape:
     return (*shape[:2], *sizes)
 
 
@@ -127,6 +172,31 @@ _RULES: dict[Any, Callable[..., Shape | None]] = {
     _aten._adaptive_avg_pool2d.default: _adaptive_pool,
     _aten.addmm.default: _dense,
     _aten.add.Tensor: _sum,
+    _aten.sub.Tensor: _sum,
     _aten.mul.Tensor: _sum,
+    _aten.avg_pool2d.default: _avg_pool,
+    _aten.upsample_bilinear2d.default: _upsample,
+    _aten.upsample_nearest2d.default: _upsample,
+    _aten.native_group_norm.default: _same,
     _aten.relu.default: _same,
+    _aten.sigmoid.default: _same,
+    _aten.tanh.default: _same,
+    _aten.hardswish.default: _same,
+    _aten.hardsigmoid.default: _same,
+    _aten.silu.default: _same,
+    _aten.gelu.default: _same,
+    _aten.elu.default: _same,
+}
+_IN_PLACE = {
+    _aten.add_.Tensor,
+    _aten.mul_.Tensor,
+    _aten.div_.Scalar,
+    _aten.bernoulli_.float,
+    _aten.relu_.default,
+    _aten.sigmoid_.default,
+    _aten.tanh_.default,
+    _aten.hardswish_.default,
+    _aten.silu_.default,
+    _aten.zero_.default,
+    _aten.fill_.Scalar,
 }

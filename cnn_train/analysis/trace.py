@@ -257,7 +257,7 @@ class _Tracer:
                 self.nodes[node].norm_values = call.norm_values
             parameters = self._count(p for p in module.parameters())
             self._row(call.name, type(module).__name__, out, node, call, parameters)
-        if not call.leaf:  # of several maps, as an encoder returns them, the last
+        if not call.leaf and call.name:  # of several maps, as an encoder returns them, the last
             for t in _tensors(output):
                 if id(t) in self.maps:
                     node, shape = self.maps[id(t)].node, tuple(t.shape[1:])
