@@ -262,7 +262,7 @@ def optimizer_slots(node: Any) -> int:
     if node is None:
         return 0
     name = str(node.get("_target_", "")).rpartition(".")[2].lower()
-    if "sgd" in name or name in ("lars",):
+    if name in ("sgd", "momentum", "lars"):
         return 1 if node.get("momentum") else 0
     if "rmsprop" in name:
         return 1 + bool(node.get("momentum")) + bool(node.get("centered"))

@@ -18,15 +18,11 @@ Shape = Sequence[int]
 def result(func: Any, args: tuple, kwargs: dict) -> Any:
     """What `func` returns: by arithmetic where it is known and its arguments fit, else by calling it."""
     x = args[0] if args else None
-    if func in _IN_PLACE and isinstance(x, Tensor) and x.is_meta and all(_fits(x, other) for other in args[1:]):
-        return x
-    if (
-        func is _aten.empty_like.default
-        and isinstance(x, Tensor)
-        and x.is_meta
-        and kwargs.get("dtype") in (None, x.dtype)
-    ):
-        return x.new_empty(x.shape)
+    if isinstance(x, Tensor) and x.is_meta:
+        if func in _IN_PLACE and all(_fits(x, other) for other in args[1:]):
+            return x
+        if func is _aten.empty_like.default and kwargs.get("dtype") in (None, x.dtype):
+            return x.new_empty(x.shape)
     if func is _aten.cat.default and (joined := _cat(*args)) is not None:
         return joined
     rule = _RULES.get(func)

@@ -66,7 +66,7 @@ class Health(Callback):
         """Is the next step to be looked at: the first update after `every` steps?"""
         progress, accumulate = task.progress, task.recipe.accumulate
         position = progress.step_in_epoch % max(progress.steps_per_epoch, 1)
-        if not (position + 1) % accumulate == 0 and position + 1 != progress.steps_per_epoch:
+        if (position + 1) % accumulate and position + 1 != progress.steps_per_epoch:
             return False
         return (progress.step + 1) % self.every < accumulate or self.every <= accumulate
 

@@ -1,0 +1,339 @@
+"""`cnn-train inspect` and the health callback: the published numbers, every format, the pictures."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cnn_train import cli
+from cnn_train.analysis import trace
+from cnn_train.analysis.shapes import Arithmetic
+from cnn_train.callbacks.health import Health
+from cnn_train.config import build, compose
+from cnn_train.errors import ConfigError
+from cnn_train.inspect_network import describe, optimizer_slots, read_options, stages
+from cnn_train.inspect_pictures import deconvnet, excitations, grad_cam
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def inspect(capsys: pytest.CaptureFixture, *words: str) -> str:
+    code = cli.main(["inspect", *words])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def facts(capsys: pytest.CaptureFixture, *words: str) -> dict:
+    return json.loads(inspect(capsys, *words, "format=json"))
+
+
+# Parameters and multiply-adds as torchvision's table of weights gives them. Receptive fields of Araujo et al. 2019,
+# whose ResNets stride in the last block of a stage instead of the first: by 56 pixels larger (483 and 1507).
+@pytest.mark.parametrize(
+    ("model", "parameters", "giga", "field"),
+    [
+        ("vgg16", 138_357_544, 15.47, 212),
+        ("resnet50", 25_557_032, 4.09, 427),
+        ("resnet152", 60_192_808, 11.51, 1451),
+        ("alexnet", 61_100_840, 0.71, 195),
+    ],
+)
+def test_published_figures(capsys, model, parameters, giga, field):
+    found = facts(capsys, f"model={model}")
+    assert found["input_size"] == [3, 224, 224]
+    assert found["parameters"] == parameters == sum(layer["parameters"] for layer in found["layers"])
+    assert found["multiply_adds"] / 1e9 == pytest.approx(giga, abs=0.005)
+    assert found["stages"][-1]["receptive_field"] == [field, field]
+
+
+def test_lenet_has_the_papers_connections(capsys):
+    layers = {layer["name"]: layer for layer in facts(capsys, "model=lenet5")["layers"]}
+    assert layers["conv1"]["connections"] == 122_304  # LeCun et al. 1998, section II.B
+    assert layers["conv1"]["parameters"] == 156
+
+
+def test_the_networks_own_classes_channels_and_size_or_the_datas(capsys):
+    assert facts(capsys, "model=lenet5")["input_size"] == [1, 32, 32]
+    assert facts(capsys, "model=inception_v3")["input_size"] == [3, 299, 299]
+    own = facts(capsys, "model=resnet18", "image_size=[64,96]")
+    assert own["input_size"] == [3, 64, 96] and own["num_classes"] == 1000
+    given = facts(capsys, "model=resnet18", "data=digits")
+    assert given["input_size"] == [1, 32, 32] and given["num_classes"] == 10
+
+
+def test_formats_hold_the_same_rows(capsys):
+    wanted = facts(capsys, "model=lenet5")["layers"]
+    rows = list(csv.DictReader(io.StringIO(inspect(capsys, "model=lenet5", "format=csv"))))
+    assert [row["name"] for row in rows] == [layer["name"] for layer in wanted]
+    assert [int(row["parameters"]) for row in rows] == [layer["parameters"] for layer in wanted]
+    table = [line for line in inspect(capsys, "lenet5", "format=markdown").splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + len(wanted) and len({line.count("|") for line in table}) == 1
+    plain = inspect(capsys, "lenet5")
+    assert all(layer["name"] in plain for layer in wanted) and "61,706" in plain and "\x1b" not in plain
+
+
+def test_depth_sums_up_blocks(capsys):
+    whole, short = facts(capsys, "model=resnet18"), facts(capsys, "model=resnet18", "depth=1")
+    assert len(short["layers"]) < 13 < len(whole["layers"])
+    for total in ("parameters", "multiply_adds", "connections"):
+        assert sum(layer[total] for layer in short["layers"]) == sum(layer[total] for layer in whole["layers"])
+    layer3 = next(layer for layer in short["layers"] if layer["name"] == "layer3")
+    assert layer3["output_shape"] == [256, 14, 14] and layer3["receptive_field"] == [211, 211]
+
+
+def test_two_side_by_side(capsys):
+    text = inspect(capsys, "model=resnet50", "versus=vgg16")
+    lines = {line[:18].strip(): line.split() for line in text.splitlines()}
+    assert "25,557,032" in lines["parameters"] and "138,357,544" in lines["parameters"]
+    assert lines["field at stride 32"][-3:] == ["427", "212", "2.01"]
+    first, second = json.loads(inspect(capsys, "resnet50", "vgg16", "format=json"))
+    assert (first["model"], second["model"]) == ("resnet50", "vgg16")
+
+
+def test_findings_are_printed(capsys):
+    found = {finding["kind"] for finding in facts(capsys, "model=vgg16")["findings"]}
+    assert found == {"small-field"}
+    assert "warning: features.30: the largest receptive field is 212" in inspect(capsys, "vgg16")
+
+
+def test_memory_and_largest_batch(capsys):
+    found = facts(capsys, "model=resnet18", "batch_size=7")
+    memory = found["training_memory"]
+    fixed = memory["parameters"] + memory["gradients"] + memory["optimizer"] + memory["buffers"]
+    assert memory["optimizer"] == 2 * memory["parameters"]  # AdamW
+    assert memory["peak"] == fixed + 7 * (memory["saved"] + memory["transient"])
+    largest, free = found["largest_batch"], found["device"]["free_bytes"]
+    assert fixed + largest * (memory["saved"] + memory["transient"]) <= free
+
+
+@pytest.mark.parametrize("optimizer", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
+def test_optimizer_slots_are_those_of_the_optimizer(optimizer):
+    cfg = compose(["model=resnet18", f"optimizer={optimizer}"])
+    weight = nn.Parameter(torch.ones(5, 4))
+    made = build(cfg.optimizer)([weight])
+    weight.sum().backward()
+    made.step()
+    kept = sum(value.shape == weight.shape for value in made.state[weight].values() if torch.is_tensor(value))
+    assert optimizer_slots(cfg.optimizer) == kept
+
+
+@pytest.mark.parametrize("init", ["he_normal", "xavier_uniform", "orthogonal", "lecun_normal", "normal", "lsuv"])
+def test_no_weights_are_allocated(init):
+    subject = describe(compose(["model=lenet5", f"init={init}", "act=prelu"]))
+    assert all(tensor.is_meta for tensor in (*subject.network.parameters(), *subject.network.buffers()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b", "c"], "one more"),
+        (["depth=0"], "depth must be"),
+        (["format=xml"], "format must be"),
+        (["run=nowhere"], "no run at"),
+        (["picture=maybe"], "picture must be"),
+    ],
+)
+def test_options_are_checked(words, message):
+    with pytest.raises(ConfigError, match=message):
+        read_options(cli.split(["inspect", *words]))
+
+
+def test_too_small_images_are_one_line(capsys):
+    assert cli.main(["inspect", "vgg16", "input_size=8"]) == 2
+    assert "features.23" in capsys.readouterr().err
+
+
+def test_starts_without_the_heavy_libraries():
+    code = (
+        "import sys; from cnn_train import cli; cli.main(['inspect', 'resnet18', 'depth=1']); "
+        "print([m for m in ('lightning', 'torchvision', 'torch._dynamo', 'sympy', 'sklearn') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def operations(x: torch.Tensor) -> list[torch.Tensor]:
+    """Everything that `analysis.shapes` knows, in many geometries."""
+    device = x.device
+    found = []
+    for kernel, stride, padding, dilation in [(3, 1, 1, 1), (3, 2, 0, 1), (2, 2, 1, 1), (3, 1, 4, 4)]:
+        found.append(nn.Conv2d(8, 6, kernel, stride, padding, dilation, groups=2, device=device)(x))
+        found.append(
+            nn.ConvTranspose2d(8, 6, kernel, stride, padding, stride - 1, 1, False, dilation, device=device)(x)
+        )
+        for ceil in (False, True):
+            if padding * 2 <= kernel:
+                found.append(nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)(x))
+                found.append(nn.AvgPool2d(kernel, stride, padding, ceil_mode=ceil)(x))
+    found += [nn.BatchNorm2d(8, device=device)(x), nn.BatchNorm2d(8, device=device).eval()(x)]
+    found += [nn.GroupNorm(2, 8, device=device)(x), nn.Linear(13, 3, device=device)(x[0, 0]), x.mean((2, 3), True)]
+    found += [act()(x) for act in (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.SiLU, nn.GELU, nn.ELU, nn.Dropout)]
+    found += [x + x, x * x.mean((2, 3), keepdim=True), x.mean((2, 3)), torch.cat([x, x], 1), torch.cat([x, x], -1)]
+    found += [nn.AdaptiveAvgPool2d(3)(x), nn.Upsample(scale_factor=2, mode="bilinear")(x), nn.Upsample((5, 9))(x)]
+    return found
+
+
+def test_shapes_by_arithmetic_are_pytorchs():
+    real = operations(torch.randn(2, 8, 11, 13))
+    with Arithmetic():
+        meta = operations(torch.empty(2, 8, 11, 13, device="meta"))
+    assert all(y.is_meta for y in meta)
+    assert [(y.shape, y.dtype) for y in meta] == [(y.shape, y.dtype) for y in real]
+
+
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(3 * 16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.act(self.conv(x))).flatten(1))
+
+
+def test_deconvnet_is_unpooling_rectification_and_transposed_filters():
+    torch.manual_seed(0)
+    net, image = Small(), torch.randn(1, 1, 8, 8)
+    maps = torch.relu(net.conv(image))
+    pooled, switches = nn.functional.max_pool2d(maps, 2, return_indices=True)
+    for channel, picture in excitations(net, image, "pool", 3):
+        only = torch.zeros_like(pooled)
+        only[0, channel].view(-1)[pooled[0, channel].argmax()] = 1
+        unpooled = nn.functional.max_unpool2d(only, switches, 2, output_size=maps.shape)
+        expected = nn.functional.conv_transpose2d(torch.relu(unpooled), net.conv.weight, padding=1)[0]
+        torch.testing.assert_close(picture, expected)
+    with deconvnet(net):
+        pass
+    assert "forward" not in net.act.__dict__
+
+
+def test_grad_cam_by_hand():
+    torch.manual_seed(1)
+    net, image = Small(), torch.randn(1, 1, 8, 8)
+    cam, target = grad_cam(net, image, "pool", 1)
+    maps = net.pool(torch.relu(net.conv(image)))[0].detach()
+    weights = net.fc.weight.detach()[1].view(3, 4, 4).mean((1, 2))
+    coarse = (weights[:, None, None] * maps).sum(0).clamp(min=0)[None, None]
+    expected = nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear")[0, 0]
+    assert target == 1
+    torch.testing.assert_close(cam, expected / expected.max())
+
+
+def test_pictures_and_page(tmp_path, capsys):
+    folder, image = tmp_path / "pictures", tmp_path / "<b>.png"
+    Image.new("RGB", (40, 30), "red").save(image)
+    inspect(capsys, "model=lenet5", f"pictures={folder}", "samples=1", f"image={image}")
+    page = (folder / "index.html").read_text()
+    names = {path.name for path in folder.glob("*.png")}
+    assert {"fields.png", "effective.png", "statistics.png", "filters.png", "grad_cam.png"} <= names
+    assert {"maps_0.png", "excited_0.png"} <= names and all(f'src="{name}"' for name in names)
+    assert "left out" not in page and "<b>" not in page and "61,706" in page
+
+
+def test_a_decoders_stages_go_up_again():
+    subject = describe(compose(["model=unet"]))
+    strides = [stage.stride for stage in stages(trace(subject.network, (3, 96, 96)))]
+    assert strides == [1, 2, 4, 8, 16, 8, 4, 2, 1]
+
+
+# -- Health ------------------------------------------------------------------------------------------------------------
+
+
+class Logger:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.rows.append((step, values))
+
+
+def small_task(network: nn.Module, accumulate: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(
+        network=network,
+        logger=Logger(),
+        trainer=SimpleNamespace(is_global_zero=True, precision_plugin=None),
+        recipe=SimpleNamespace(accumulate=accumulate),
+        progress=SimpleNamespace(step=0, step_in_epoch=0, steps_per_epoch=10),
+    )
+
+
+def test_health_measures_one_step_in_so_many():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2), nn.Sigmoid())
+    with torch.no_grad():
+        net[0].bias[:2] = -100  # two dead channels
+        net[3].bias.fill_(50)  # saturated
+    task, health = small_task(net), Health(4)
+    for step in range(10):
+        before = net[0].weight.detach().clone()
+        net.zero_grad()
+        (net(torch.randn(8, 1, 8, 8)).mean() + net[0].weight.square().sum()).backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.01 * p.grad
+        if step == 3:
+            gradient = net[0].weight.grad.norm()
+            update = (net[0].weight.detach() - before).norm() / before.norm()
+        task.progress.step = task.progress.step_in_epoch = step + 1
+        health.on_step(task)
+        assert bool(net[0]._forward_hooks) == (step in (2, 6))
+    steps = [step for step, _ in task.logger.rows]
+    assert steps == [4, 8]
+    values = task.logger.rows[0][1]
+    assert values["health/dead/1"] == 0.5
+    assert values["health/sparsity/1"] >= 0.5
+    assert values["health/saturated/4"] == 1.0
+    assert values["health/gradient_norm/0"] == pytest.approx(float(gradient), rel=1e-5)
+    assert values["health/update_to_weight/0"] == pytest.approx(float(update), rel=1e-4)
+
+
+def test_health_tells_the_drift_between_epochs():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1))
+    nn.init.ones_(net[0].weight)
+    nn.init.zeros_(net[0].bias)
+    task, health = small_task(net), Health(1)
+    image = torch.randn(4, 1, 8, 8)
+    image = (image - image.mean()) / image.std(correction=0)
+    for _ in range(2):
+        health.on_step(task)
+        net(image).sum().backward()
+        task.progress.step += 1
+        health.on_step(task)
+        health.on_epoch_end(task)
+        with torch.no_grad():
+            net[0].weight.fill_(3.0)
+            net[0].bias.fill_(0.5)
+    drift = task.logger.rows[-1][1]
+    assert drift["health/drift_of_mean/0"] == pytest.approx(0.5, abs=1e-4)
+    assert drift["health/drift_of_deviation/0"] == pytest.approx(2.0, abs=1e-4)
+    health.on_fit_end(task)
+    assert not net[0]._forward_hooks
+
+
+def test_training_is_the_same_with_health(tmp_path: Path):
+    from cnn_train.train import train
+
+    weights = []
+    for every in ("null", "2"):
+        common = ["model=lenet5", "trainer.max_epochs=1", "trainer.limit_batches=6", "trainer.progress=none"]
+        cfg = compose(
+            [*common, "callbacks=health", f"callbacks.health.every={every}", f"output_dir={tmp_path / every}"]
+        )
+        train(cfg)
+        checkpoint = next((tmp_path / every).glob("*/*/last.ckpt"))
+        weights.append(torch.load(checkpoint, weights_only=True)["network"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
