@@ -403,16 +403,17 @@ def test_unet_starts_with_he_initialization():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_overfits_four_scenes(name):
-    """Mean IoU above 0.95 on four random pictures of bright squares and dark discs."""
+    """Mean IoU above 0.95 on four pictures of bright squares and dark discs, large for maps of stride 8 and 16."""
     torch.manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    targets = torch.zeros(4, 64, 64, dtype=torch.long)
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    targets = torch.zeros(4, 96, 96, dtype=torch.long)
     for i in range(4):
-        targets[i, 8 + 4 * i : 28 + 4 * i, 10:34] = 1
-        targets[i][(y - 44).square() + (x - 44 + 3 * i).square() < 120] = 2
+        targets[i, 8 + 4 * i : 44 + 4 * i, 6:44] = 1
+        targets[i][(y - 62).square() + (x - 68 + 3 * i).square() < 500] = 2
     values = torch.tensor([0.0, 1.0, -1.0])
-    images = values[targets].unsqueeze(1) + 0.1 * torch.randn(4, 3, 64, 64)
-    network = SMALL[name](num_classes=3, layers=LayerFactory(norm_layer=GroupNorm), dropout=0.0)
+    images = values[targets].unsqueeze(1) + 0.1 * torch.randn(4, 3, 96, 96)
+    wider = {"encoder_options": {"widths": [16, 16, 32, 32]}} if name == "pspnet" else {}
+    network = SMALL[name](num_classes=3, layers=LayerFactory(norm_layer=GroupNorm), dropout=0.0, **wider)
     optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
     iou = torch.zeros(3)
     for step in range(600):
