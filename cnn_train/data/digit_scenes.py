@@ -31,7 +31,7 @@ SPLIT_KEYS = {"train": 0, "val": 1, "test": 2}
 def digit_scenes(
     image_size: int | Sequence[int] | None = None,
     *,
-    num_train: int = 800,
+    num_train: int = 1600,
     num_val: int = 100,
     num_test: int = 200,
     scene_seed: int = 0,
