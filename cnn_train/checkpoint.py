@@ -46,7 +46,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, running no code of it; ConfigError if it is missing, damaged or not plain data."""
+    """Read a checkpoint onto the CPU, running no code of it; ConfigError if missing, damaged or not plain data."""
     if not path.is_file():
         raise ConfigError(f"no checkpoint at {path}")
     try:

@@ -1,4 +1,4 @@
-"""One thread per test process: the tests run in several processes, and small networks gain nothing from more threads."""
+"""One thread per test process: there are as many processes as cores, and small networks gain nothing from threads."""
 
 import os
 
