@@ -10,6 +10,7 @@ that hangs or dies takes nothing with it.
 import argparse
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -69,7 +70,7 @@ def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> 
             segments = ".segmentation." in (Choices.find().body("model", model).get("model") or {}).get("_target_", "")
             lines = [f"model={model}", f"data={'digit_scenes' if segments else 'digits'}", "trainer=smoke"]
             lines += ["trainer.accelerator=cpu", "trainer.progress=none", "logger=none", "data.batch_size=8"]
-            lines += ["data.eval_batch_size=8", "callbacks.samples=1", f"output_dir={folder}", *settings]
+            lines += ["data.eval_batch_size=8", "callbacks.samples=1", f"output_dir={folder / model}", *settings]
             lines += [LIBRARIES[model]] if model in LIBRARIES else []
             train(compose(lines))
     except BaseException as error:
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each if several")
     parser.add_argument("--limit", type=float, default=900, help="seconds that one run may take")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for every run")
-    parser.add_argument("--folder", type=Path, help="keep the run folders and logs here")
+    parser.add_argument("--folder", type=Path, help="keep what the runs print here, a file each")
     options = parser.parse_args()
     unknown = sorted(set(options.models) - set(known))
     if unknown:
@@ -155,6 +156,7 @@ def main() -> int:
         print(f"{'model':30} {'parameters':>13} {'seconds':>8}  {'loss':20} state")
         for result in run_all(options.models or known, options.set, folder, options.limit, options.jobs):
             results.append(result)
+            shutil.rmtree(folder / result.model, ignore_errors=True)  # hundreds of megabytes of checkpoints
             print(line(result), flush=True)
     failed = [result.model for result in results if result.error]
     print(f"{len(results) - len(failed)} of {len(results)} passed" + (f"; not {', '.join(failed)}" if failed else ""))
