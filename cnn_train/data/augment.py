@@ -120,7 +120,7 @@ class Shift:
         x = x + draws[4] * (self.shear * height / width) * y
         grid_x = cos * x + sin * (height / width) * y + draws[2] * (2 * self.translate)
         grid_y = cos * y - sin * (width / height) * x + draws[3] * (2 * self.translate)
-        grid = torch.stack([grid_x, grid_y], -1)
+        grid = torch.stack([grid_x, grid_y], -1).float()  # where double is the default type, the ranges are double
         moved = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
         if targets.ndim == 3:
             # Outside grid_sample puts 0: that stands for ignore_index here.

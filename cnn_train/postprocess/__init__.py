@@ -4,7 +4,7 @@ Each is a callable (images, probabilities) -> probabilities on one device: image
 normalized; probabilities (N, K, H, W) that sum to 1 over K. The labels are the result's `argmax(1)`. So they chain.
 """
 
-from .crf import DenseCRF
-from .morphology import Morphology
+from cnn_train.postprocess.crf import DenseCRF
+from cnn_train.postprocess.morphology import Morphology
 
 __all__ = ["DenseCRF", "Morphology"]
