@@ -80,11 +80,9 @@ def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> 
         log.close()
     result.seconds = time.monotonic() - start
     if tasks:
-        losses = tasks[0].step_losses
-        quarter = max(len(losses) // 4, 1)
         result.parameters = sum(p.numel() for p in tasks[0].network.parameters())
-        if losses:
-            result.first, result.last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+        if tasks[0].step_losses:
+            result.first, result.last = experiment.smoke_losses(tasks[0])
     sender.send(result)
     sender.close()
 

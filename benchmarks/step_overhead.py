@@ -4,7 +4,7 @@
 
 Both run in one process and in alternation, an epoch of ours and an epoch of theirs, so that a machine that gets slower
 slows both. Printed is the median over epochs of (our time per step) / (their time per step). Ours has all logging on:
-TensorBoard, metrics.csv, learning rate, gradient norm, throughput, the progress display, checkpoints.
+TensorBoard, metrics.csv, learning rate, gradient norm, throughput, the progress display, checkpoints. Neither augments.
 """
 
 import statistics
@@ -66,7 +66,9 @@ def per_step(times: list[float]) -> float:
 def measure(model: str) -> tuple[float, float, float]:
     """Median milliseconds per step of ours and of the plain loop, and the median of the ratios."""
     epochs = EPOCHS.get(model, 6)
-    cfg = compose([f"model={model}", "data=digits", f"trainer.max_epochs={epochs}", "trainer.eval_every=1000"])
+    cfg = compose(
+        [f"model={model}", "data=digits", "augment=none", f"trainer.max_epochs={epochs}", "trainer.eval_every=1000"]
+    )
     with tempfile.TemporaryDirectory() as folder, experiment.quiet_libraries():
         network, data = experiment.build_network_and_data(cfg)
         task = experiment.build_task(cfg, network, data)

@@ -38,6 +38,7 @@ class Recipe:
     channels_last: bool = False
     limit_batches: int | None = None
     overfit_batches: int = 0
+    same_batches: bool = False
     log_every: int = 50
 
 
@@ -199,9 +200,8 @@ class Task(L.LightningModule):
         epoch, start = self.progress.epoch, self.progress.step_in_epoch
         if start == 0:
             self.sums = Sums.zero(self.device)
-        if self.recipe.overfit_batches:
-            # The same batches every epoch, unaltered: epoch 0 in its order.
-            epoch = 0
+        if self.recipe.same_batches:
+            epoch = 0  # its order and its augmentation, every time
         self._batches = self.data.train_batches(
             epoch, device=self.device, rank=self.trainer.global_rank, world_size=self.trainer.world_size, start=start
         )
