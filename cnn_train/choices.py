@@ -11,7 +11,7 @@ from cnn_train.errors import ConfigError
 # Order of the help, of a run's header and of the config; experiment and debug write into the others.
 GROUPS = (
     "model", "data", "augment", "norm", "act", "pool", "global_pool", "upsample", "init", "optimizer", "scheduler",
-    "loss", "trainer", "logger", "callbacks", "sweep", "experiment", "debug",
+    "loss", "inference", "postprocess", "trainer", "logger", "callbacks", "sweep", "experiment", "debug",
 )  # fmt: skip
 
 

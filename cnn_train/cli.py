@@ -35,7 +35,12 @@ VERBS = {
     "resume": Verb(
         "cnn_train.cli:resume", "go on with a stopped run, or for longer: resume DIR [trainer.max_epochs=N]"
     ),
-    "eval": Verb("cnn_train.cli:evaluate", "evaluate a run again: eval run=DIR [split=val]"),
+    "eval": Verb(
+        "cnn_train.cli:evaluate", "evaluate a run again: eval run=DIR [split=val] [postprocess=crf] [inference=sliding]"
+    ),
+    "predict": Verb(
+        "cnn_train.predict:run", "predict images: predict run=DIR input=FILE_OR_FOLDER [output=DIR] [postprocess=crf]"
+    ),
     "inspect": Verb(
         "cnn_train.inspect_network:run",
         "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "
@@ -293,10 +298,35 @@ def evaluate(line: Line) -> int:
     from cnn_train.config import load
 
     rest = [override for override in line.overrides if override not in given]
-    load(run if Path(run).is_dir() else Path(run).parent, rest)  # a bad config is told before torch is imported
+    folder = run if Path(run).is_dir() else Path(run).parent
+    if "--multirun" in line.flags:
+        return search(run, folder, rest, options.get("split", "val"), line)
+    load(folder, rest)  # a bad config is told before torch is imported
     from cnn_train.evaluate import evaluate
 
     evaluate(run, rest, options.get("split", "test"))
+    return 0
+
+
+def search(run: str, folder: str | Path, overrides: list[str], split: str, line: Line) -> int:
+    """`eval -m`: every combination of post-processing on the same scores."""
+    from cnn_train.config import load
+    from cnn_train.sweep import expand
+
+    combinations = list(expand(overrides, Choices.find(line.config_dir)))
+    for changes, settings in combinations:
+        for change in changes:
+            if not change.startswith(("postprocess=", "postprocess.")):
+                raise ConfigError(
+                    f"{change}: eval -m searches postprocess and its settings, which need no other scores; "
+                    "evaluate once for each value of anything else"
+                )
+        load(folder, settings)
+    if not combinations[0][0]:
+        raise ConfigError("eval -m searches lists of values, as postprocess=crf postprocess.bi_w=2,4")
+    from cnn_train.evaluate import search
+
+    search(run, combinations, split)
     return 0
 
 

@@ -39,6 +39,9 @@ OTHER_NAMES = {
     "criterion": "loss", "lr_scheduler": "scheduler", "pretrained": "weights", "ckpt": "weights",
 }  # fmt: skip
 
+# Groups that a finished run may choose anew.
+AFTER_TRAINING = ("inference", "postprocess")
+
 
 def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """Compose and check the config of one run from Hydra overrides such as `model=resnet18` or `optimizer.lr=0.1`.
@@ -75,13 +78,28 @@ def load(path: str | Path, overrides: Iterable[str] = (), trusted: bool = False)
     OmegaConf.set_struct(config, True)
     parsed = parse(overrides)
     for override in parsed:
-        if override.key_or_group in GROUPS and override.key_or_group not in ("sweep",):
+        if override.key_or_group in GROUPS and override.key_or_group not in ("sweep", *AFTER_TRAINING):
             raise ConfigError(f"{_line(override)}: a run keeps its {override.key_or_group}; start a new run instead")
-    _apply(config, parsed, parsed)
+    _choose_after_training(config, [override for override in parsed if override.key_or_group in AFTER_TRAINING], parsed)
+    _apply(config, [override for override in parsed if override.key_or_group not in AFTER_TRAINING], parsed)
     if not trusted:
         check_targets(config)
     check(config)
     return config
+
+
+def _choose_after_training(config: DictConfig, chosen: Sequence[Override], parsed: Sequence[Override]) -> None:
+    """Put the choices of these groups, or the defaults of those that an old run does not know, into its config."""
+    composer = Composer()
+    defaults = composer.choices.defaults()
+    lines = [f"{group}={defaults[group]}" for group in AFTER_TRAINING if group not in config]
+    lines += [line for override in chosen if (line := composer._selection(override, parsed))]
+    for line in lines:
+        group, option = line.split("=", 1)
+        with open_dict(config):
+            config[group] = composer._hydra(f"{group}/{option}", ()).get(group) or None
+            if "choices" in config:
+                config.choices[group] = option
 
 
 def save(config: DictConfig, path: Path) -> None:

@@ -30,7 +30,7 @@ from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError, DivergedError, EnvError
 from cnn_train.layers.init import lsuv, lsuv_calibrate
 from cnn_train.tasks.classification import Classification
-from cnn_train.tasks.pictures import confusion_picture, save_picture
+from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Recipe, Task
 
@@ -142,7 +142,20 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
         network = network.to(memory_format=torch.channels_last)
     if options.compile:
         network.compile()
-    return TASKS[data.task](network, loss, data, recipe)
+    return TASKS[data.task](network, loss, data, recipe, **after_the_network(cfg, data))
+
+
+def after_the_network(cfg: DictConfig, data: Data) -> dict[str, Any]:
+    """How scores and labels come about in evaluation: `inference` and `postprocess` of segmentation."""
+    if data.task == "segmentation":
+        return {"inference": build(cfg.inference, train_size=data.image_size), "postprocess": build(cfg.postprocess)}
+    for group, default in (("inference", "whole"), ("postprocess", "none")):
+        if cfg.choices[group] != default:
+            raise ConfigError(
+                f"{group}={cfg.choices[group]} is for segmentation, but data={cfg.choices.data} is for {data.task}; "
+                f"choose {group}={default}"
+            )
+    return {}
 
 
 @dataclass
@@ -382,18 +395,14 @@ def evaluate_best(task: Task, trainer: L.Trainer, folder: Path) -> dict[str, flo
 
 
 def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folder: Path) -> None:
-    """Write metrics.json, per_class.csv and pictures, and show the table and what can be done next."""
-    run_folder.write_json(folder / "metrics.json", metrics)
-    rows = [f"class,{task.per_class_metric}", *(f"{name},{value}" for name, value in task.per_class.items())]
-    run_folder.write_text(folder / "per_class.csv", "\n".join(rows) + "\n")
-    confusion = confusion_picture(task.confusion_matrix, task.data.class_names, f"{cfg.name}, test")
-    save_picture(confusion, folder / "pictures" / "confusion.png")
-    panel = task.sample_panel("test", max(cfg.callbacks.samples, 1))
-    save_picture(panel, folder / "pictures" / "samples.png")
+    """Write metrics.json, per_class.csv and pictures, the worst validation samples among them; and to TensorBoard."""
+    worst = {"val": "worst"} if "val" in task.worst else {}
+    pictures = describe_results(cfg, task, metrics, folder, folder / "pictures", "test", worst)
     if task.logger is not None:
         board = writer(task)
-        board.add_image("test/confusion", confusion, task.progress.step, dataformats="HWC")
-        board.add_image("test/samples", panel, task.progress.step, dataformats="HWC")
+        for name, picture in pictures.items():
+            board.add_image(name, picture, task.progress.step, dataformats="HWC")
+        board.add_text("test/per_class", class_table(task, " | "), task.progress.step)
         settings = {"choices": " ".join(non_defaults(cfg)), "seed": cfg.seed, **dict(cfg.choices)}
         settings |= {"optimizer.lr": cfg.optimizer.lr, "data.batch_size": task.data.batch_size}
         task.logger.log_hyperparams(
@@ -403,9 +412,41 @@ def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folde
         task.logger.finalize("success")
 
 
-def show_results(task: Task, metrics: dict[str, float], folder: Path) -> None:
-    test = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    display.results("test", test, task.per_class, task.per_class_metric)
+def describe_results(
+    cfg: DictConfig, task: Task, metrics: dict[str, float], folder: Path, pictures: Path, split: str,
+    worst: dict[str, str],
+) -> dict[str, Picture]:  # fmt: skip
+    """Write metrics.json and per_class.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
+
+    `worst` maps splits to names of files. Returns the pictures by `split/name`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(folder / "metrics.json", metrics)
+    run_folder.write_text(folder / "per_class.csv", class_table(task, ","))
+    count = max(cfg.callbacks.samples, 1)
+    made = {
+        f"{split}/confusion": confusion_picture(task.confusion_matrix, task.data.class_names, f"{cfg.name}, {split}"),
+        f"{split}/samples": task.sample_panel(split, count),
+        **{f"{of}/{name}": task.sample_panel(of, count, worst=True) for of, name in worst.items()},
+    }
+    for name, picture in made.items():
+        save_picture(picture, pictures / f"{name.partition('/')[2]}.png")
+    return made
+
+
+def class_table(task: Task, separator: str) -> str:
+    """What was measured of each class, a line each: CSV with a comma, Markdown with a bar."""
+    columns = task.class_table or {task.per_class_metric: list(task.per_class.values())}
+    rows = [["class", *columns]]
+    if separator != ",":
+        rows.append(["---"] * len(rows[0]))
+    rows += [[name, *map(str, row)] for name, *row in zip(task.data.class_names, *columns.values(), strict=True)]
+    return "\n".join(separator.join(row) for row in rows) + "\n"
+
+
+def show_results(task: Task, metrics: dict[str, float], folder: Path, split: str = "test") -> None:
+    shown = {name: value for name, value in metrics.items() if name.startswith(f"{split}/")}
+    display.results(split, shown, task.per_class, task.per_class_metric)
     print(f"run folder   {folder}")
     print(f"again        cnn-train eval run={folder}")
     print(f"longer       cnn-train resume {folder} trainer.max_epochs={2 * task.recipe.max_epochs}")

@@ -96,6 +96,8 @@ class RunConfig:
     optimizer: Any
     scheduler: Any
     loss: Any
+    inference: Any
+    postprocess: Any
     logger: Any
     trainer: TrainerConfig
     callbacks: CallbacksConfig
@@ -109,6 +111,7 @@ FILLED_IN = {
     "norm": {"num_channels": "the network", "num_features": "the network"},
     "optimizer": {"params": "the network"},
     "loss": {"num_classes": "the data", "ignore_index": "the data"},
+    "inference": {"train_size": "the data"},
 }  # fmt: skip
 
 # Bounds of parameters by their name, whichever builder takes them.
@@ -232,7 +235,7 @@ def _check_bounds(key: str, number: float, bounds: Mapping[str, float]) -> None:
 
 # Where a class or function may be defined for a config that we did not write to be allowed to name it.
 ALLOWED = re.compile(
-    r"cnn_train\.(layers|models|tasks|data)(\.|$)"
+    r"cnn_train\.(layers|models|tasks|data|postprocess)(\.|$)"
     r"|torch\.nn\.(modules|init)(\.|$)|torch\.optim(\.|$)"
     r"|torchvision\.(models|transforms|ops)(\.|$)|timm\.(models|layers|optim)(\.|$)"
 )

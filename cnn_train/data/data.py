@@ -94,7 +94,7 @@ class Data:
     `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
     and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
     to 255). Targets equal to `ignore_index` count nowhere. `resize` says how images were brought to size: "stretch",
-    "crop" or "pad" (`cnn_train.data.files.bring_to_size`).
+    "crop", "pad" or not, "own" (`cnn_train.data.files.bring_to_size`).
     """
 
     def __init__(
@@ -147,9 +147,7 @@ class Data:
             computed = splits["train"].statistics()
             mean, std = (values.tolist() for values in computed)
         self.mean, self.std = list(mean), [max(value, 1e-6) for value in std]
-        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float64))
-        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
-        self._scale, self._shift = scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
+        self._scale, self._shift = scale_and_shift(self.mean, self.std)
 
     def size(self, split: str) -> int:
         """Number of samples."""
@@ -204,6 +202,11 @@ class Data:
         ):
             yield Batch(self.to_input(images), targets, index)
 
+    def samples(self, split: str, indices: Sequence[int], *, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) uint8 and targets of these samples, unaltered."""
+        chosen = torch.as_tensor(list(indices), device=device)
+        return next(iter(self.splits[split].batches([chosen], None, self.seed, device)))
+
     def to_input(self, images: Tensor) -> Tensor:
         """Normalize uint8 images (N, C, H, W) to what the network takes."""
         if self._scale.device != images.device:
@@ -231,6 +234,13 @@ class Data:
             "std": self.std,
             "ignore_index": self.ignore_index,
         }
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What values of 0..255 are multiplied by, and what is added, to standardize them; (C, 1, 1) each."""
+    deviation = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
+    middle = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
+    return (1 / (255 * deviation)).float(), (-middle / deviation).float()
 
 
 def check_augment(name: str, task: str, augment: Augment | None) -> None:

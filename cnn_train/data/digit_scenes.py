@@ -65,6 +65,7 @@ def digit_scenes(
         drop_last=drop_last,
         normalize=normalize,
         ignore_index=IGNORE,
+        resize="own",
     )
 
 

@@ -162,22 +162,15 @@ def bring_to_size(
 
     "crop": scaled until 7/8 of it cover the size, and the middle cut out (Krizhevsky et al. 2012: 256 and 224). "pad":
     made smaller if it does not fit, then padded below and at the right with 0 and `ignore_index`. "stretch": scaled.
-    An image of the size already is left as it is.
+    "own": left as it is, as is an image of the size already.
     """
-    if (image.size(1), image.size(2)) == size:
+    if how == "own" or (image.size(1), image.size(2)) == size:
         return image, label_map
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as V
 
-    height, width = image.size(1), image.size(2)
-    scaled, border = size, [0, 0, 0, 0]
-    if how == "crop":
-        factor = max(size[0] / height, size[1] / width) * 8 / 7
-        scaled = (max(round(height * factor), size[0]), max(round(width * factor), size[1]))
-    elif how == "pad":
-        factor = min(1.0, size[0] / height, size[1] / width)
-        scaled = (max(round(height * factor), 1), max(round(width * factor), 1))
-        border = [0, 0, size[1] - scaled[1], size[0] - scaled[0]]
+    scaled = scaled_size((image.size(1), image.size(2)), size, how)
+    border = [0, 0, size[1] - scaled[1], size[0] - scaled[0]] if how == "pad" else [0, 0, 0, 0]
     image = V.pad(V.resize(image, list(scaled), antialias=True), border, fill=0)
     if label_map is not None:
         exact = InterpolationMode.NEAREST_EXACT
@@ -186,6 +179,20 @@ def bring_to_size(
         image = V.center_crop(image, list(size))
         label_map = None if label_map is None else V.center_crop(label_map, list(size))
     return image, None if label_map is None else label_map.squeeze(0)
+
+
+def scaled_size(own: tuple[int, int], size: tuple[int, int], how: str) -> tuple[int, int]:
+    """Height and width that `bring_to_size` scales an image of this own size to, before it pads or crops."""
+    height, width = own
+    if how == "own" or own == size:
+        return own
+    if how == "crop":
+        factor = max(size[0] / height, size[1] / width) * 8 / 7
+        return max(round(height * factor), size[0]), max(round(width * factor), size[1])
+    if how == "pad":
+        factor = min(1.0, size[0] / height, size[1] / width)
+        return max(round(height * factor), 1), max(round(width * factor), 1)
+    return size
 
 
 # -- A split on disk -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ Filter = Callable[[Tensor], Tensor]
 # Groups of pixels: their width in colour, in standard deviations, starts at 1 and shrinks to this
 MIN_WIDTH = 0.25
 # while they have more pixels than this on average (and in an image of up to SMALL pixels, where more is affordable),
-MAX_PIXELS, MAX_PIXELS_SMALL = 3.0, 1.5
+MAX_PIXELS, MAX_PIXELS_SMALL = 3.0, 1.25
 SMALL = 2**14
 # but never are there more distances to compute than this many for each pixel, or than this many in all.
 MAX_WORK, LITTLE_WORK = 400, 2**24
@@ -79,9 +79,9 @@ class DenseCRF:
         marginals = prior.to(dtype).flatten(1).T.contiguous()
         unary = marginals.clamp(min=torch.finfo(dtype).tiny).log()
         for _ in range(self.iterations):
-            score = unary.clone()
+            score = unary
             for kernel in filters:
-                score += kernel(marginals)
+                score = kernel(marginals).add_(score)
             marginals = score.softmax(dim=1)
         return marginals.reshape(height, width, classes).permute(2, 0, 1).to(prior.dtype).contiguous()
 
@@ -136,24 +136,24 @@ def _separable_kernel(image: Tensor, sigma: float, weight: float, reach: float =
     _, height, width = image.shape
     radius = math.ceil(reach * sigma)
 
-    def bands(size: int) -> list[tuple[slice, slice, Tensor]]:
+    def bands(size: int, weight: float) -> list[tuple[slice, Tensor]]:
         x = torch.arange(size, device=image.device, dtype=torch.float64) / sigma
         gauss = (x[:, None] - x).square_().mul_(-0.5).exp_()
         scale = gauss.sum(1).rsqrt()
-        gauss = (scale[:, None] * gauss * scale).to(image.dtype)
+        gauss = (weight * scale[:, None] * gauss * scale).to(image.dtype)
         parts = []
         for start in range(0, size, tile):
             out, source = slice(start, start + tile), slice(max(0, start - radius), start + tile + radius)
-            parts.append((out, source, gauss[out, source].contiguous()))
+            parts.append((source, gauss[out, source].contiguous()))
         return parts
 
-    down, across = bands(height), bands(width)
+    down, across = bands(height, 1.0), bands(width, weight)
 
     def apply(values: Tensor) -> Tensor:
         values = values.view(height, -1)
-        values = torch.cat([matrix @ values[source] for _, source, matrix in down]).view(height, width, -1)
-        values = torch.cat([matrix @ values[:, source] for _, source, matrix in across], dim=1)
-        return values.view(height * width, -1).mul_(weight)
+        values = torch.cat([matrix @ values[source] for source, matrix in down]).view(height, width, -1)
+        values = torch.cat([matrix @ values[:, source] for source, matrix in across], dim=1)
+        return values.view(height * width, -1)
 
     return apply
 

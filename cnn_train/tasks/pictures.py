@@ -89,6 +89,20 @@ def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, num_
     return np.asarray(panel)
 
 
+def overlay(image: Tensor, labels: Tensor, num_classes: int) -> Picture:
+    """An image (C, H, W) uint8 with its labels (H, W) shining through."""
+    rgb = to_rgb(image[None].float() / 255, side=1)[0]
+    return (rgb * 0.5 + colour_labels(labels[None], num_classes, side=1)[0] * 0.5).astype(np.uint8)
+
+
+def save_labels(labels: Tensor, path: Path) -> None:
+    """Write a label map (H, W) as a PNG of class numbers that is shown in the palette's colours."""
+    image = Image.fromarray(labels.to(torch.uint8).numpy(), mode="L")
+    image.putpalette(palette(256).tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
 def confusion_picture(confusion: Tensor, names: list[str], title: str) -> Picture:
     """A confusion matrix (K, K), rows true and columns predicted, coloured by the share of each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,6 +21,7 @@ from cnn_train.tasks.pictures import Picture
 
 # One call of Lightning's loop costs about 0.6 ms, a step of LeNet-5 16 ms: several steps share a call.
 STEPS_PER_CALL = 8
+WORST = 64  # samples that a checkpoint remembers as the worst of a split
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Task(L.LightningModule):
     per_class_metric = ""
     confusion_matrix: Tensor
     per_class: dict[str, float]
+    class_table: dict[str, list[float]]  # of each class, by metric; the first is `per_class`
 
     def __init__(self, network: nn.Module, loss: nn.Module, data: Data, recipe: Recipe):
         super().__init__()
@@ -123,6 +125,8 @@ class Task(L.LightningModule):
         self.recipe = recipe
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
+        self.class_table = {}
+        self.worst: dict[str, list[int]] = {}  # of a split: the samples that came out worst, from the worst on
         self.callbacks: list[Callback] = []
         self.curve: list[tuple[int, float, Tensor, Tensor]] = []
         self.step_losses: list[float] = []
@@ -138,6 +142,10 @@ class Task(L.LightningModule):
         """Correct predictions and countable targets of a training batch, as tensors on the device."""
         raise NotImplementedError
 
+    def infer(self, images: Tensor) -> Tensor:
+        """Scores in evaluation."""
+        return self.network(images)
+
     def update_metrics(self, scores: Tensor, batch: Batch) -> None:
         """Count an evaluation batch."""
         raise NotImplementedError
@@ -149,20 +157,26 @@ class Task(L.LightningModule):
     def reset_metrics(self) -> None:
         raise NotImplementedError
 
+    def worst_samples(self) -> list[int] | None:
+        """Indices of what was evaluated, from the worst on; None where samples have no metric of their own."""
+        return None
+
     def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
         """A picture of predictions; images (N, C, H, W) in [0, 1]."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def sample_panel(self, split: str, count: int) -> Picture:
-        """Predictions for the first images of a split."""
-        batch = next(iter(self.data.eval_batches(split, device=self.device)))
-        images = self._to_network(batch.images[:count])
+    def sample_panel(self, split: str, count: int, worst: bool = False) -> Picture:
+        """Predictions for the first images of a split, or for the worst of its last evaluation."""
+        chosen = self.worst[split][:count] if worst else range(min(count, self.data.size(split)))
+        raw, targets = self.data.samples(split, chosen, device=self.device)
+        images = self._to_network(self.data.to_input(raw))
         training = self.network.training
+        self.network.eval()
         with self.ema.swap() if self.ema is not None else nullcontext():
-            scores = self.network.eval()(images)
+            scores = self.infer(images)
         self.network.train(training)
-        return self.panel(self.data.denormalize(images), batch.targets[:count], scores)
+        return self.panel(self.data.denormalize(images), targets, scores)
 
     # Training -----------------------------------------------------------------------------------------------------
 
@@ -334,6 +348,7 @@ class Task(L.LightningModule):
             "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
             "sums": [getattr(self.sums, f.name).cpu() for f in fields(Sums)],
             "metrics": dict(self.metrics),
+            "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -357,6 +372,7 @@ class Task(L.LightningModule):
             self.ema = self.ema or EMA(self.network, self.recipe.ema)
             self.ema.load_state_dict(state["ema"])
         self.metrics = dict(state["metrics"])
+        self.worst = dict(state.get("worst", {}))
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -384,7 +400,7 @@ class Task(L.LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         images = self._to_network(batch.images)
-        scores = self.network(images)
+        scores = self.infer(images)
         self._loss_sum += self.loss(scores, batch.targets) * len(images)
         self._loss_count += len(images)
         self.update_metrics(scores, batch)
@@ -396,6 +412,8 @@ class Task(L.LightningModule):
         loss, count = total.tolist()
         values = {"loss": loss / max(count, 1), **self.compute_metrics()}
         self.metrics |= {f"{split}/{name}": value for name, value in values.items()}
+        if (worst := self.worst_samples()) is not None:
+            self.worst[split] = worst
         self._averaged.close()
         self.validated = self.validated or split == "val"
 
