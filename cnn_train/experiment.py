@@ -28,7 +28,7 @@ from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
 from cnn_train.config import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError, DivergedError, EnvError
-from cnn_train.layers.init import lsuv, lsuv_calibrate
+from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.tasks.segmentation import Segmentation
@@ -57,7 +57,7 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
     check_fit(network, data, cfg)
     if cfg.weights is not None:
         load_weights(network, Path(cfg.weights))
-    elif getattr(layers.initializer, "func", None) is lsuv:
+    elif layers.needs_images:
         lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
 

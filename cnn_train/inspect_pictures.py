@@ -3,10 +3,11 @@
 A network is looked at as it is: freshly initialized, or with the weights of a run.
 """
 
+import csv
 import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train import checkpoint, run_folder
-from cnn_train.analysis import effective_receptive_field, layer_statistics
+from cnn_train.analysis import LayerStatistics, effective_receptive_field, layer_statistics
 from cnn_train.config import build, build_layers
 from cnn_train.errors import ConfigError
 from cnn_train.inspect_network import HEADS, Options, Report, Stage, Subject, cells, pair, stages, totals
+from cnn_train.layers.init import lsuv_calibrate
 
 CHANNELS = 16  # feature maps shown of a layer
 EXCITED = 6  # of them brought back to pixels
@@ -53,8 +55,8 @@ def draw(report: Report, options: Options) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     subject = report.subject
     sample = load_sample(subject, options)
-    fresh = with_weights(subject, None)
-    network = fresh if options.run is None else with_weights(subject, options.run)
+    fresh = with_weights(subject, None, sample.batch)
+    network = fresh if options.run is None else with_weights(subject, options.run, sample.batch)
     seen = stages(report.graph, dict(network.named_modules()))
     shown: list[Shown] = []
 
@@ -77,8 +79,8 @@ def draw(report: Report, options: Options) -> Path:
         "of a square of as many pixels as have over 4.55 % of the largest.",
         lambda: draw_effective(pairs, seen, subject.input_size, options.samples))  # fmt: skip
     add("statistics", "Activations and gradients per layer",
-        f"On {len(sample.batch)} images in training mode, {state}.",
-        lambda: draw_statistics(network, sample, subject.num_classes))  # fmt: skip
+        f"On {len(sample.batch)} images in training mode, {state}. The numbers are in statistics.csv.",
+        lambda: draw_statistics(network, sample, folder / "statistics.csv"))  # fmt: skip
     add("filters", "Filters of the first layer", f"{state.capitalize()}.", lambda: draw_filters(network))
     for number, stage in enumerate(seen):
         add(f"maps_{number}", f"Feature maps of {stage.layer}", f"Its first {CHANNELS} channels on the image.",
@@ -101,14 +103,16 @@ def draw(report: Report, options: Options) -> Path:
 # -- What is looked at -------------------------------------------------------------------------------------------------
 
 
-def with_weights(subject: Subject, run: Path | None) -> nn.Module:
-    """The network on the CPU in evaluation mode: as initialized, or with a run's best weights."""
+def with_weights(subject: Subject, run: Path | None, images: Tensor) -> nn.Module:
+    """The network on the CPU in evaluation mode: as initialized (by `images`, if need be), or with a run's weights."""
     cfg = subject.cfg
     torch.manual_seed(cfg.seed)
-    network = build(
-        cfg.model, num_classes=subject.num_classes, in_channels=subject.input_size[0], layers=build_layers(cfg)
-    ).eval()
-    if run is not None:
+    layers = build_layers(cfg)
+    network = build(cfg.model, num_classes=subject.num_classes, in_channels=subject.input_size[0], layers=layers).eval()
+    if run is None:
+        if layers.needs_images:
+            lsuv_calibrate(network, images)
+    else:
         file = next((run / name for name in ("best.ckpt", "last.ckpt") if (run / name).is_file()), run / "best.ckpt")
         state = checkpoint.load(file)
         network.load_state_dict({**state["network"], **((state.get("ema") or {}).get("averages") or {})})
@@ -225,7 +229,9 @@ def draw_effective(
     return figure
 
 
-def draw_statistics(network: nn.Module, sample: Sample, num_classes: int) -> Any:
+def draw_statistics(network: nn.Module, sample: Sample, file: Path) -> Any:
+    """The figure; the numbers go to `file`."""
+
     def loss(output: Any) -> Tensor:
         scores = output[0] if isinstance(output, tuple) else output
         targets = sample.targets
@@ -240,6 +246,10 @@ def draw_statistics(network: nn.Module, sample: Sample, num_classes: int) -> Any
     finally:
         network.eval()
     rows = [row for row in rows if row.kind not in ("Identity", "Dropout", "Flatten")]
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        table = csv.DictWriter(opened, [field.name for field in fields(LayerStatistics)])
+        table.writeheader()
+        table.writerows(map(asdict, rows))
     figure, axes = new_figure(4, 1, 2.2)
     figure.set_size_inches(max(6, 0.16 * len(rows) + 2), 9)
     places = range(len(rows))

@@ -236,12 +236,17 @@ def test_grad_cam_by_hand():
 def test_pictures_and_page(tmp_path, capsys):
     folder, image = tmp_path / "pictures", tmp_path / "<b>.png"
     Image.new("RGB", (40, 30), "red").save(image)
-    inspect(capsys, "model=lenet5", f"pictures={folder}", "samples=1", f"image={image}")
+    inspect(capsys, "model=lenet5", "init=lsuv", f"pictures={folder}", "samples=1", f"image={image}")
     page = (folder / "index.html").read_text()
     names = {path.name for path in folder.glob("*.png")}
     assert {"fields.png", "effective.png", "statistics.png", "filters.png", "grad_cam.png"} <= names
     assert {"maps_0.png", "excited_0.png"} <= names and all(f'src="{name}"' for name in names)
     assert "left out" not in page and "<b>" not in page and "61,706" in page
+    rows = list(csv.DictReader((folder / "statistics.csv").read_text().splitlines()))
+    weighted = [row for row in rows if row["kind"] in ("Conv2d", "Linear")]
+    assert [row["name"] for row in weighted] == ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    assert [float(row["deviation"]) for row in weighted] == pytest.approx([1] * 5, rel=1e-2)  # what lsuv is for
+    assert all(float(row["gradient_deviation"]) > 0 for row in weighted)
 
 
 def test_a_decoders_stages_go_up_again():

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from cnn_train.config import build_layers, compose
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import BasicConv2d, ConvNormAct, SeparableConv2d, SqueezeExcitation
-from cnn_train.layers.norm import GroupNorm
+from cnn_train.layers.norm import GroupNorm, WSConv2d
 
 PLAIN = LayerFactory(norm_layer=None)
 
@@ -33,6 +34,13 @@ def test_every_slot_gets_a_module_of_its_own_of_the_chosen_kind():
     assert isinstance(layers.act(nn.Tanh), nn.PReLU) and layers.act() is not layers.act()
     assert isinstance(layers.norm(6), GroupNorm)
     assert isinstance(LayerFactory().act(), nn.ReLU) and isinstance(LayerFactory().act(nn.Tanh), nn.Tanh)
+
+
+@pytest.mark.parametrize(("norm", "init"), [("gn_ws", "lsuv"), ("gn", "orthogonal")])
+def test_choices_of_the_config_that_reach_beyond_their_slot(norm, init):
+    layers = build_layers(compose([f"norm={norm}", f"init={init}"]))
+    assert isinstance(layers.conv(4, 6, 3), WSConv2d) == (norm == "gn_ws")
+    assert layers.needs_images == (init == "lsuv")
 
 
 def test_separable_convolution_is_depthwise_then_pointwise():

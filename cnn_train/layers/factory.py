@@ -2,15 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from cnn_train.layers.init import lsuv
 from cnn_train.layers.norm import WSConv2d
 from cnn_train.layers.pool import GlobalAvgPool
 from cnn_train.layers.upsample import Bilinear
 
 Make = Callable[..., nn.Module]
+
+
+def innermost(make: Any) -> Any:
+    """The class or function in a partial, which Hydra's and our own make several of."""
+    while isinstance(make, partial):
+        make = make.func
+    return make
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,12 @@ class LayerFactory:
 
     @property
     def standardizes_weights(self) -> bool:
-        return getattr(getattr(self.norm_layer, "func", self.norm_layer), "standardize_weights", False)
+        return getattr(innermost(self.norm_layer), "standardize_weights", False)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether `lsuv_calibrate` is to follow the initializer."""
+        return innermost(self.initializer) is lsuv
 
     def norm(self, channels: int) -> nn.Module:
         """Normalize (N, channels, H, W); `nn.Identity` where there is no norm."""
