@@ -114,6 +114,11 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
     """The Lightning module for the data's kind of task."""
     on_gpu = accelerator(cfg) != "cpu"
     options = cfg.trainer
+    if options.decoder_lr_ratio != 1 and not isinstance(getattr(network, "backbone", None), nn.Module):
+        raise ConfigError(
+            f"trainer.decoder_lr_ratio={options.decoder_lr_ratio:g}, but {cfg.choices.model} has no encoder apart; "
+            "leave it at 1"
+        )
     recipe = Recipe(
         optimizer=build(cfg.optimizer),
         schedule=build(cfg.scheduler),
@@ -123,6 +128,7 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
         gradient_clip=options.gradient_clip,
         ema=options.ema,
         decay_norm_and_bias=options.decay_norm_and_bias,
+        decoder_lr_ratio=options.decoder_lr_ratio,
         channels_last=on_gpu if options.channels_last == "auto" else options.channels_last,
         limit_batches=1 if options.fast_dev_run else options.limit_batches,
         overfit_batches=options.overfit_batches,

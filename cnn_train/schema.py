@@ -31,6 +31,7 @@ class TrainerConfig:
     gradient_clip: float | None = field(metadata={"above": 0})
     ema: float = field(metadata={"least": 0, "below": 1})
     decay_norm_and_bias: bool
+    decoder_lr_ratio: float = field(metadata={"above": 0})
     compile: bool
     channels_last: Literal["auto", True, False]
     eval_every: int = field(metadata={"least": 1})

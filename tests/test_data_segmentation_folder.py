@@ -151,6 +151,32 @@ def test_images_of_several_sizes_are_padded_and_the_padding_ignored(root):
             assert (image[:, target == 255] == 0).all()
 
 
+def test_own_sizes_in_evaluation_and_crops_in_training(root):
+    for split, count in (("train", 5), ("val", 2), ("test", 2)):
+        write(root / split, count)
+        for i, path in enumerate(sorted((root / split / "images").iterdir())):
+            for part in ("images", "masks"):
+                file = root / split / part / path.name
+                with Image.open(file) as image:
+                    image.crop((0, 0, 28 - i, 20)).save(file)
+    assert "augment=scale_crop_flip" in fails(root, image_size=16, resize="own")
+    options = {"image_size": 16, "resize": "own", "augment": scale_crop_flip(), "eval_batch_size": 4}
+    assert "data.in_memory=false" in fails(root, **options, in_memory=True)
+    data = build(root, **options)
+    assert {tuple(batch.images.shape[-2:]) for batch in data.train_batches(0, device=CPU)} == {(16, 16)}
+    batches = list(data.eval_batches("val", device=CPU))
+    assert [tuple(batch.images.shape) for batch in batches] == [(1, 3, 20, 28), (1, 3, 20, 27)]
+    for batch in batches:
+        assert torch.equal(shown(data.denormalize(batch.images)), batch.targets)
+    images, targets = data.samples("val", [1, 0], device=CPU)
+    assert images.shape == (2, 3, 20, 28) and (targets[0, :, 27] == data.ignore_index).all()
+    assert torch.equal(targets[1], batches[0].targets[0])
+    # Of one size: as many at a time as asked for.
+    shutil.rmtree(root)
+    write(root, 10)
+    assert build(root, **options).eval_batch_size == 4
+
+
 def test_ignored_values_and_colours(root):
     def framed(labels):
         labels = labels.copy()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.layers.norm import FrozenBatchNorm, GroupNorm, LocalResponseNorm, SwitchableNorm
-from cnn_train.tasks.optim import EMA, LARS, Adam, Momentum, parameter_groups
+from cnn_train.tasks.optim import EMA, LARS, Adam, Momentum, faster_decoder, parameter_groups
 
 LR, M, WD = 0.1, 0.9, 0.01
 GRADIENTS = ([0.5, -2.0, 1e-3], [0.25, 1.0, -4.0], [-1.0, 0.0, 2.0])
@@ -327,3 +327,17 @@ def test_average_continues_from_its_state(tmp_path):
         EMA(nn.Linear(3, 2, bias=False), 0.9).load_state_dict(ema.state_dict())
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         EMA(net, 1.0)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+def test_what_is_not_the_encoder_learns_faster(weight_decay):
+    from cnn_train.models.segmentation.pspnet import pspnet
+
+    network = pspnet(3, encoder="resnet18", encoder_options={"widths": [4, 4, 8, 8]}, aux=False)
+    groups = faster_decoder(parameter_groups(network, weight_decay), network.backbone, 0.1, 10.0)
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=weight_decay)
+    rates = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, parameter in network.named_parameters():
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        assert rates[parameter] == (pytest.approx(0.1 if name.startswith("backbone.") else 1.0), decay), name

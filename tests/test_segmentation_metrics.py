@@ -274,3 +274,96 @@ def test_two_processes_measure_the_same_integers(tmp_path):
     (run / "eval" / "test" / "per_class.csv").unlink()
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert (run / "eval" / "test" / "per_class.csv").read_text() == alone
+
+
+# -- The ignore label ------------------------------------------------------------------------------------------
+
+
+def test_the_ignore_label_is_followed_everywhere(tmp_path, monkeypatch):
+    """What masks mark with 9 reaches augmentation, loss, metrics, padding, post-processing and pictures."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    random = np.random.default_rng(0)
+    marked = 0
+    for i in range(8):
+        mask = blobs(i, 1, 3, (20, 26))[0].numpy().astype(np.uint8)
+        mask[2:6, 3:9] = 9
+        marked += int((mask == 9).sum())
+        Image.fromarray(random.integers(1, 256, (20, 26, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    settings = [
+        "model=unet", "model.width=4", "model.depth=2", "data=segmentation_folder", f"data.root={tmp_path}",
+        "data.classes=[a,b,c]", "data.ignore_index=9", "image_size=32", "data.workers=0", "data.batch_size=4",
+        "data.val_fraction=0.25", "data.test_fraction=0.25", "augment=shift", "augment.degrees=40", "loss=ce_dice",
+        "postprocess=crf",
+    ]  # fmt: skip
+    cfg = compose(settings)
+    network, data = build_network_and_data(cfg)
+    task = build_task(cfg, network, data)
+    cpu = torch.device("cpu")
+
+    # Marked pixels and the padding of 20x26 to 32x32 are ignored; so are, in training, corners that turning brings in.
+    for batch in data.eval_batches("val", device=cpu):
+        outside = torch.ones(32, 32, dtype=torch.bool)
+        outside[:20, :26] = False
+        outside[2:6, 3:9] = True
+        assert torch.equal(batch.targets == data.ignore_index, outside.expand_as(batch.targets))
+    batch = next(data.train_batches(0, device=cpu))
+    ignored = batch.targets == data.ignore_index
+    turned = (data.denormalize(batch.images) == 0).all(1)  # no pixel of the images is black
+    assert turned[:, :20, :26].any() and ignored[turned].all()
+
+    # The loss: no gradient there.
+    scores = network(batch.images).detach().requires_grad_()
+    task.loss(scores, batch.targets).backward()
+    assert (scores.grad.abs().sum(1)[ignored] == 0).all() and (scores.grad.abs().sum(1)[~ignored] > 0).all()
+
+    # The metrics: the pixels that count are those that are neither marked nor padding, whatever is predicted there.
+    task.setup("test")
+    seen = []
+    crf = task.postprocess
+    task.postprocess = lambda images, probabilities: seen.append(tuple(images.shape[2:])) or crf(images, probabilities)
+    with torch.no_grad():
+        for batch in data.eval_batches("val", device=cpu):
+            scores = task.infer(batch.images)
+            task.update_metrics(scores, batch)
+            before = task.counts[0].confusion.clone()
+            task.reset_metrics()
+            wrong = torch.where((batch.targets == data.ignore_index)[:, None], scores.roll(1, 1), scores)
+            task.postprocess = None
+            task.update_metrics(wrong, batch)
+            plain = task.counts[0].confusion.clone()
+            task.reset_metrics()
+            task.update_metrics(scores, batch)
+            assert torch.equal(plain, task.counts[0].confusion)
+    assert int(before.sum()) == 2 * (20 * 26 - 4 * 6)
+    # The CRF sees the image without its padding.
+    assert seen == [(20, 26)] * 2
+    assert task.panel(data.denormalize(batch.images), batch.targets, scores).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["data.num_train=17"], "the last training batch is 1 image and a map of deeplabv3 is 1x1"),
+        (["data.batch_size=1"], "a training batch is 1 image and a map of deeplabv3 is 1x1"),
+    ],
+)
+def test_a_single_image_with_batch_norm_is_told_before_training(settings, told):
+    small = ["model=deeplabv3", "model.encoder_widths=[4,4,4,4]", "model.aspp_channels=4", "data.num_val=2"]
+    small += ["data.num_train=16", "data.num_test=2", *settings]
+    with pytest.raises(ConfigError) as error:
+        build_network_and_data(compose(small))
+    for words in (told, "data.drop_last=true", "norm=gn", "norm=frozen_bn"):
+        assert words in str(error.value)
+    for choice in ("norm=gn", "norm=frozen_bn", "model.image_pooling=false"):
+        build_network_and_data(compose([*small, choice]))
+    if "data.num_train=17" in settings:
+        build_network_and_data(compose([*small, "data.drop_last=true"]))
+
+
+def test_the_decoder_needs_an_encoder_to_be_faster_than():
+    cfg = compose([*TINY, "trainer.decoder_lr_ratio=10"])
+    with pytest.raises(ConfigError, match="unet has no encoder apart"):
+        build_task(cfg, *build_network_and_data(cfg))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cnn_train.data.random import generator
 from cnn_train.errors import DataError
@@ -203,9 +204,17 @@ class Data:
             yield Batch(self.to_input(images), targets, index)
 
     def samples(self, split: str, indices: Sequence[int], *, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) uint8 and targets of these samples, unaltered."""
-        chosen = torch.as_tensor(list(indices), device=device)
-        return next(iter(self.splits[split].batches([chosen], None, self.seed, device)))
+        """Images (n, C, H, W) uint8 and targets of these samples, unaltered, padded to the size of the largest."""
+        chosen = torch.as_tensor(list(indices), device=device).split(1)
+        images, targets = zip(*self.splits[split].batches(chosen, None, self.seed, device), strict=True)
+        height, width = (max(image.size(axis) for image in images) for axis in (-2, -1))
+
+        def grown(maps: Tensor, value: int) -> Tensor:
+            return F.pad(maps, (0, width - maps.size(-1), 0, height - maps.size(-2)), value=value)
+
+        if self.task == "segmentation":
+            targets = tuple(grown(target, self.ignore_index) for target in targets)
+        return torch.cat([grown(image, 0) for image in images]), torch.cat(targets)
 
     def to_input(self, images: Tensor) -> Tensor:
         """Normalize uint8 images (N, C, H, W) to what the network takes."""

@@ -6,7 +6,7 @@ frequent reason of a segmentation that does not learn.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnn_train.data.augment import split_stages
 from cnn_train.data.data import Augment, Data, as_size
 from cnn_train.data.files import (
     MAX_PIXELS,
@@ -40,6 +41,7 @@ VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
+Resize = Literal["pad", "crop", "stretch", "own"]
 IGNORE = 255  # in label maps, whatever marks such pixels in the files
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def segmentation_folder(
     masks: str = "masks",
     mask_suffix: str = "",
     channels: Literal[1, 3] = 3,
-    resize: Literal["pad", "crop", "stretch"] = "pad",
+    resize: Resize = "pad",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     batch_size: int = 8,
@@ -83,8 +85,9 @@ def segmentation_folder(
 
     `classes` are the names of the classes 0, 1, ..., or their number. A mask holds class numbers, or the numbers listed
     in `mask_values` (the first is class 0), or the colours listed in `palette`; pixels of `ignore_index` or
-    `ignore_color` count nowhere. Images come at `image_size` (None: their own, if they have one). `verify` reads every
-    mask and image once before the first training. Raises DataError.
+    `ignore_color` count nowhere. Images come at `image_size` (None: their own, if they have one); with `resize="own"`
+    those of val and test come as they are, one at a time if they differ, and only the crops of training at that size.
+    `verify` reads every mask and image once before the first training. Raises DataError.
     """
     path = existing_folder(root, _layout(images, masks))
     splits = find_pairs(path, images, masks, mask_suffix, val_fraction, test_fraction)
@@ -101,6 +104,7 @@ def voc(
     *,
     year: str = "2012",
     download: bool = False,
+    resize: Resize = "pad",
     batch_size: int = 8,
     eval_batch_size: int = 8,
     seed: int = 0,
@@ -137,7 +141,7 @@ def voc(
     reader = MaskReader(VOC_CLASSES, None, None, 255, None, max_pixels)
     size = as_size(image_size, 513)
     return _build(
-        f"voc{year}", splits, reader, size, 3, "pad", batch_size, eval_batch_size, seed, augment, drop_last,
+        f"voc{year}", splits, reader, size, 3, resize, batch_size, eval_batch_size, seed, augment, drop_last,
         normalize, mean, std, in_memory, verify, num_workers(workers), max_pixels, cache_dir,
     )  # fmt: skip
 
@@ -161,15 +165,18 @@ def _build(
         size = own
     else:
         raise DataError(f"the images of {name} differ in size; choose image_size=256, or [height,width]")
+    if resize == "own":
+        eval_batch_size = check_own_sizes(name, splits, size, augment, in_memory, eval_batch_size, max_pixels)
     common = OnDisk([], size, channels, resize, reader, ignore_index=IGNORE, max_pixels=max_pixels, workers=workers)
     sources, rest = as_sources(name, splits, common, augment, in_memory)
+    measured = replace(common, samples=splits["train"], how="crop" if resize == "own" else resize)
     if normalize == "standardize" and (mean is None or std is None):
         mean, std = remember(
             cache_dir,
             "statistics",
             train_images,
             f"{size} {channels} {resize}",
-            lambda: [values.tolist() for values in sources["train"].statistics()],
+            lambda: [values.tolist() for values in measured.statistics()],
         )
     return Data(
         name,
@@ -189,6 +196,22 @@ def _build(
         ignore_index=IGNORE,
         resize=resize,
     )
+
+
+def check_own_sizes(
+    name: str, splits: Mapping[str, Sequence[tuple[str, str]]], size: tuple[int, int], augment: Augment | None,
+    in_memory: bool, eval_batch_size: int, max_pixels: int,
+) -> int:  # fmt: skip
+    """The evaluation batch for images of any size; DataError where something needs them to have one."""
+    common = {split: common_size([image for image, _ in pairs], max_pixels) for split, pairs in splits.items()}
+    crops = any(part.brings_to_size for part in split_stages(augment)[0])
+    if common["train"] != size and (in_memory or not crops):
+        raise DataError(
+            f"data.resize=own leaves the training images of {name} in different sizes; choose "
+            + ("data.in_memory=false" if crops else "augment=scale_crop_flip, which crops them, or data.resize=pad")
+        )
+    same = common["val"] is not None and common["test"] is not None
+    return eval_batch_size if same else 1
 
 
 # -- Pairs of files --------------------------------------------------------------------------------------

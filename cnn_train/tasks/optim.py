@@ -33,6 +33,19 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def faster_decoder(
+    groups: Iterable[dict[str, Any]], encoder: nn.Module, lr: float, ratio: float
+) -> list[dict[str, Any]]:
+    """The same groups, but what is not of the encoder has `ratio` times the learning rate (Chen et al. 2018: 10)."""
+    inside = set(encoder.parameters())
+    parts = []
+    for group in groups:
+        of_encoder = [p for p in group["params"] if p in inside]
+        others = [p for p in group["params"] if p not in inside]
+        parts += [{**group, "params": of_encoder}, {**group, "params": others, "lr": ratio * lr}]
+    return [part for part in parts if part["params"]]
+
+
 def _check(**values: float) -> None:
     for name, value in values.items():
         if value < 0 or (name in ("momentum", "beta1", "beta2") and value >= 1):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnn_train.callbacks.callback import Callback
 from cnn_train.data.data import Batch, Data
 from cnn_train.errors import DivergedError
-from cnn_train.tasks.optim import EMA, parameter_groups
+from cnn_train.tasks.optim import EMA, faster_decoder, parameter_groups
 from cnn_train.tasks.pictures import Picture
 
 # One call of Lightning's loop costs about 0.6 ms, a step of LeNet-5 16 ms: several steps share a call.
@@ -36,6 +36,7 @@ class Recipe:
     gradient_clip: float | None = None
     ema: float = 0.0
     decay_norm_and_bias: bool = False
+    decoder_lr_ratio: float = 1.0
     channels_last: bool = False
     limit_batches: int | None = None
     overfit_batches: int = 0
@@ -183,6 +184,8 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         weight_decay = _default_of(self.recipe.optimizer, "weight_decay")
         groups = parameter_groups(self.network, weight_decay, self.recipe.decay_norm_and_bias)
+        if (ratio := self.recipe.decoder_lr_ratio) != 1:
+            groups = faster_decoder(groups, self.network.backbone, _default_of(self.recipe.optimizer, "lr"), ratio)
         fused = {"fused": True} if self.device.type == "cuda" and _takes(self.recipe.optimizer, "fused") else {}
         self.optimizer = self.recipe.optimizer(groups, **fused)
         for group in self.optimizer.param_groups:
