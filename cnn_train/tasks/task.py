@@ -185,7 +185,8 @@ class Task(L.LightningModule):
         weight_decay = _default_of(self.recipe.optimizer, "weight_decay")
         groups = parameter_groups(self.network, weight_decay, self.recipe.decay_norm_and_bias)
         if (ratio := self.recipe.decoder_lr_ratio) != 1:
-            groups = faster_decoder(groups, self.network.backbone, _default_of(self.recipe.optimizer, "lr"), ratio)
+            encoder = self.network.get_submodule("backbone")
+            groups = faster_decoder(groups, encoder, _default_of(self.recipe.optimizer, "lr"), ratio)
         fused = {"fused": True} if self.device.type == "cuda" and _takes(self.recipe.optimizer, "fused") else {}
         self.optimizer = self.recipe.optimizer(groups, **fused)
         for group in self.optimizer.param_groups:
