@@ -1,11 +1,13 @@
 """Checkpoints: plain data, written whole or not at all."""
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cnn_train.errors import ConfigError, EnvError
 
@@ -61,3 +63,20 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         raise ConfigError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start."""
+    state = load(path)
+    state = state.get("network", state.get("state_dict", state))
+    own = network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    if not fitting:
+        raise ConfigError(f"{path} holds no weight of this network; it begins with {next(iter(state), 'nothing')!r}")
+    network.load_state_dict(fitting, strict=False)
+    others = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    if others:
+        some = ", ".join(others[:3])
+        print(
+            f"{path}: {len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)", file=sys.stderr
+        )

@@ -56,7 +56,7 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
         data = build(cfg.data, image_size=least)
     check_fit(network, data, cfg)
     if cfg.weights is not None:
-        load_weights(network, Path(cfg.weights))
+        checkpoint.load_weights(network, Path(cfg.weights))
     elif layers.needs_images:
         lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
@@ -90,23 +90,6 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
         raise ConfigError(
             f"{model} is a {kind} network, but data={cfg.choices.data} is for {data.task}; "
             f"choose another model or data (cnn-train list data)"
-        )
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start."""
-    state = checkpoint.load(path)
-    state = state.get("network", state.get("state_dict", state))
-    own = network.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    if not fitting:
-        raise ConfigError(f"{path} holds no weight of this network; it begins with {next(iter(state), 'nothing')!r}")
-    network.load_state_dict(fitting, strict=False)
-    others = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
-    if others:
-        some = ", ".join(others[:3])
-        print(
-            f"{path}: {len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)", file=sys.stderr
         )
 
 

@@ -5,20 +5,24 @@ Results go to stdout.
 """
 
 import csv
+import gc
 import inspect
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from cnn_train.choices import GROUPS, nearest
 from cnn_train.config import build, build_layers, compose, load
 from cnn_train.errors import ConfigError
+from cnn_train.schema import RunConfig
 
 if TYPE_CHECKING:  # torch comes after the config is checked
     from torch import nn
@@ -32,15 +36,24 @@ OPTIONS = {
     "versus": "another model beside this one",
     "format": f"{', '.join(FORMATS)}",
     "depth": "rows summed up by module, so many names deep",
+    "input_size": "side of the image, or [height, width]",
     "batch_size": "of the memory estimate",
-    "picture": "true: PNG files and an HTML page",
+    "run": "a run folder, whose network and weights are looked at",
+    "picture": "true, or --picture: PNG files and an HTML page",
     "pictures": "the folder for them",
-    "image": "the file to look at",
-    "run": "a run folder, whose weights are looked at",
+    "image": "the image file for them",
     "samples": "images that the effective receptive field is averaged over",
 }
 # Sides of the images that networks were published with, where it is not ImageNet's 224 or CIFAR's 32.
-PAPER_SIDES = {"inception_v3": 299, "inception_v4": 299, "inception_resnet_v2": 299, "xception": 299}
+PAPER_SIDES = {
+    "inception_v3": 299, "inception_v4": 299, "inception_resnet_v2": 299,
+    "xception": 299, "xception41": 299, "xception65": 299, "xception71": 299, "lstm": 28,
+}  # fmt: skip
+# Classes, channels and side of public data, which need not be on disk to look at a network for it.
+PUBLIC = {
+    "mnist": (10, 1, 28), "fashion_mnist": (10, 1, 28), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32),
+    "svhn": (10, 3, 32), "imagenet": (1000, 3, 224), "voc": (21, 3, 513),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,39 +100,73 @@ class Report:
 
 def run(line: "Line") -> int:
     """The verb: `inspect MODEL [VERSUS] [group=choice ...] [depth=N] [format=...] [picture=true] ...`."""
-    options, overrides = read_options(line)
-    cfg = load(options.run, overrides) if options.run else compose(overrides, line.config_dir)
-    other = None
-    if options.versus:
-        others = [o for o in overrides if not o.startswith("model=")]
-        other = compose([f"model={options.versus}", *others], line.config_dir)
-    with_data = options.run is not None or any(o.startswith(("data=", "data.")) for o in overrides)
-    report = examine(describe(cfg, with_data), options)
-    if other is not None:
-        second = examine(describe(other, with_data), options)
-        print(COMPARISONS[options.format](compare(report, second)), end="")
+    with without_collector():
+        options, overrides = read_options(line)
+        configs = [composed(overrides, line, options.run)]
+        if options.versus is not None:
+            others = [o for o in overrides if not o.startswith("model=")]
+            configs.append(composed([f"model={options.versus}", *others], line))
+        with_data = options.run is not None or any(o.startswith(("data=", "data.")) for o in overrides)
+        reports = [examine(describe(cfg, with_data, options.picture), options) for cfg in configs]
+    if len(reports) == 2:
+        print(COMPARISONS[options.format](compare(*reports)), end="")
     elif options.format == "table" and sys.stdout.isatty():
-        show_on_terminal(report)
+        show_on_terminal(reports[0])
     else:
-        print(WRITERS[options.format](report), end="")
+        print(WRITERS[options.format](reports[0]), end="")
     if options.picture:
         from cnn_train.inspect_pictures import draw
 
-        page = draw(report, options)
-        print(f"pictures {page}", file=sys.stderr if options.format != "table" else sys.stdout)
+        for report in reports:
+            folder = options.pictures and (
+                options.pictures / report.subject.name if len(reports) > 1 else options.pictures
+            )
+            page = draw(report, options, folder)
+            print(f"pictures {page}", file=sys.stderr if options.format != "table" else sys.stdout)
     return 0
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Without the collector of reference cycles: importing torch makes a million objects to look through, in vain."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def composed(overrides: Sequence[str], line: "Line", folder: Path | None = None) -> DictConfig:
+    """The config of a run's folder or of the command line; an error's advice is a command of this verb."""
+    try:
+        return load(folder, overrides) if folder else compose(overrides, line.config_dir)
+    except ConfigError as error:
+        told = ConfigError(str(error))
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note.replace("try: cnn-train ", "try: cnn-train inspect ", 1))
+        raise told from error
 
 
 def read_options(line: "Line") -> tuple[Options, list[str]]:
     """Our own settings taken out of the command line, and the rest, which is Hydra's. Raises ConfigError."""
+    if "--multirun" in line.flags:
+        raise ConfigError("inspect looks at one network, or at two (versus=MODEL); leave --multirun out")
     given: dict[str, str] = {}
     overrides = []
+    known = {"model", *GROUPS, *(f.name for f in fields(RunConfig))}
     for override in line.overrides:
         key, _, value = override.partition("=")
-        if key in OPTIONS:
+        guess = nearest(key, OPTIONS, cutoff=0.75)
+        if key == "input_size":
+            overrides.append(f"image_size={value}")
+        elif key in OPTIONS:
             given[key] = value
+        elif key.isidentifier() and key not in known and guess:
+            raise ConfigError(f"unknown setting {key!r}. Did you mean {guess}?")
         else:
-            overrides.append(f"image_size={value}" if key == "input_size" else override)
+            overrides.append(override)
     words = list(line.words)
     if words and any(o.startswith("model=") for o in overrides):
         given.setdefault("versus", words.pop(0))
@@ -129,6 +176,9 @@ def read_options(line: "Line") -> tuple[Options, list[str]]:
         given.setdefault("versus", words.pop(0))
     if words:
         raise ConfigError(f"inspect compares two networks at most, and {words[0]!r} is one more")
+    for key, value in given.items():
+        if not value:
+            raise ConfigError(f"{key}= is empty; it is {OPTIONS[key]}")
     form = given.get("format", "table")
     if form not in FORMATS:
         raise ConfigError(f"format must be {', '.join(FORMATS)}, got {form!r}")
@@ -172,28 +222,30 @@ def _path(given: Mapping[str, str], key: str) -> Path | None:
 # -- Building and examining --------------------------------------------------------------------------------------------
 
 
-def describe(cfg: DictConfig, with_data: bool = False) -> Subject:
+def describe(cfg: DictConfig, with_data: bool = False, with_images: bool = False) -> Subject:
     """The network of a config on the meta device.
 
-    Classes, channels and image size are the data's if it was chosen (`with_data`), which loads it; else those that the
-    network was published with, as its builder's defaults say them.
+    Classes, channels and image size are the data's if it was chosen (`with_data`), which loads it where they are not
+    known or its images are wanted; else those that the network was published with, as its builder's defaults say them.
     """
     import torch
 
-    data = build(cfg.data) if with_data else None
-    num_classes, in_channels = (data.num_classes, data.in_channels) if data is not None else builder_defaults(cfg)
+    model, chosen = cfg.choices.model, cfg.choices.data
+    data = build(cfg.data) if with_data and (with_images or chosen not in PUBLIC) else None
+    size: Any
+    if data is not None:
+        num_classes, in_channels, size = data.num_classes, data.in_channels, data.image_size
+    elif with_data:
+        num_classes, in_channels, size = PUBLIC[chosen]
+    else:
+        num_classes, in_channels = builder_defaults(cfg)
+        small = in_channels == 1 or num_classes in (10, 100)
+        size = PAPER_SIDES.get(model, 32 if small else 224)
+    size = size if cfg.image_size is None else cfg.image_size
+    height, width = (size, size) if isinstance(size, int) else size
     layers = build_layers(cfg)
     with torch.device("meta"), without_values():
         network = build(cfg.model, num_classes=num_classes, in_channels=in_channels, layers=layers)
-    model = cfg.choices.model
-    if cfg.image_size is not None:
-        size = cfg.image_size if isinstance(cfg.image_size, int) else tuple(cfg.image_size)
-    elif data is not None:
-        size = tuple(data.image_size)
-    else:
-        small = in_channels == 1 or num_classes in (10, 100)
-        size = PAPER_SIDES.get(model, 32 if small else 224)
-    height, width = (size, size) if isinstance(size, int) else size
     if cfg.image_size is None:
         least = getattr(network, "min_size", 1)
         height, width = max(height, least), max(width, least)
@@ -297,27 +349,36 @@ class Stage:
     receptive_field: tuple[int, int]
 
 
-def stages(graph: "Graph", names: Iterable[str] | None = None) -> list[Stage]:
-    """The last map of every resolution on the way down, fine to coarse, and of a decoder's on the way up.
+def stages(graph: "Graph") -> list[Stage]:
+    """The last map of every resolution, fine to coarse, and on a decoder's way back.
 
-    With `names`, only layers of these names are taken.
+    Of modules within each other the outermost is named. Resolutions that are no whole number of pixels, as pyramids of
+    pooled maps have, are left out, except for the network's last.
     """
-    wanted = None if names is None else set(names)
-    found: list[Stage] = []
-    for row in graph.rows:
-        if row.node is None or row.jump is None or row.local_receptive_field is None or row.output_shape is None:
+    found: list[tuple[Stage, int]] = []  # with the depth of its name
+    for span in graph.spans:
+        if not span.name or span.node is None or span.shape is None or len(span.shape) != 3:
             continue
-        flat = any(sight.collapsed for sight in graph.nodes[row.node].sights) or len(row.output_shape) != 3
-        if flat or (wanted is not None and row.name not in wanted):
+        rows, columns = graph.nodes[span.node].sights
+        if rows.collapsed or columns.collapsed:
             continue
-        stage = Stage(row.jump[0], row.name, row.output_shape, row.local_receptive_field)
-        if found and found[-1].stride == stage.stride:
-            found[-1] = stage
-        else:
-            found.append(stage)
-    # Branches that go back and forth between resolutions: the last of each, in the order of depth.
-    last = {stage.stride: stage for stage in found}
-    return found if len(found) <= 12 else list(last.values())
+        jump, field = rows.local.jump, (rows.local.size, columns.local.size)
+        stride = int(jump) if jump.denominator == 1 else float(jump)
+        found.append((Stage(stride, span.name, span.shape, field), span.name.count(".")))
+    whole = [place for place, (stage, _) in enumerate(found) if stage.stride == int(stage.stride)]
+    if not whole:
+        return [stage for stage, _ in found[-1:]]
+    coarsest = max(found[place][0].stride for place in whole)
+    turn = max(place for place in whole if found[place][0].stride == coarsest)
+    result: list[Stage] = []
+    for way, descending in ((whole[: whole.index(turn) + 1], False), (whole[whole.index(turn) + 1 :], True)):
+        last: dict[float, int] = {}
+        for place in way:
+            before = last.get(found[place][0].stride)
+            if before is None or found[place][1] <= found[before][1]:
+                last[found[place][0].stride] = place
+        result += [found[last[stride]][0] for stride in sorted(last, reverse=descending)]
+    return result if len(found) - 1 in whole else [*result, found[-1][0]]
 
 
 # -- As text -----------------------------------------------------------------------------------------------------------
@@ -478,20 +539,27 @@ def as_csv(report: Report) -> str:
 
 
 def show_on_terminal(report: Report) -> None:
-    """The table, in colours and fitted to the terminal."""
+    """The table in colours; columns that the terminal is too narrow for are left out."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
     console = Console(highlight=False)
-    columns = [
-        Column(head, justify="left" if i < 4 else "right", no_wrap=i > 3, overflow="fold")
-        for i, head in enumerate(HEADS)
-    ]
+    texts = [cells(row) for row in report.rows]
+    widths = [max(len(text[i]) for text in (HEADS, *texts)) + 2 for i in range(len(HEADS))]
+    shown = list(range(len(HEADS)))
+    left_out = []
+    for head in ("connections", "start", "memory", "jump", "kind", "window"):
+        if sum(widths[i] for i in shown) > console.width:
+            shown.remove(HEADS.index(head))
+            left_out.append(head)
+    columns = [Column(HEADS[i], justify="left" if i < 4 else "right", overflow="fold") for i in shown]
     table = Table(*columns, box=None, padding=(0, 1), header_style="bold cyan")
-    for row in report.rows:
-        table.add_row(*map(escape, cells(row)), style=None if row.used else "dim")
+    for row, text in zip(report.rows, texts, strict=True):
+        table.add_row(*(escape(text[i]) for i in shown), style=None if row.used else "dim")
     console.print(table)
+    if left_out:
+        console.print(f"[dim]no room for {', '.join(left_out)}: widen the terminal, or format=markdown[/]")
     lines = totals(report)
     width = max(map(len, lines))
     for name, value in lines.items():
@@ -528,9 +596,12 @@ def compare(first: Report, second: Report) -> Comparison:
     add("connections", [r.graph.connections for r in pairs])
     add("layers with weights", [sum(bool(row.multiply_adds) for row in r.graph.rows) for r in pairs])
     add("activations", [r.graph.activation_bytes for r in pairs], bytes_text)
-    batches = {r.batch_size for r in pairs}
-    label = "training memory" + (f", batch {min(batches)}" if len(batches) == 1 else "")
-    add(label, [r.memory.peak(r.batch_size) if r.memory else None for r in pairs], bytes_text)
+    batches = " and ".join(dict.fromkeys(str(r.batch_size) for r in pairs))
+    add(
+        f"training memory, batch {batches}",
+        [r.memory.peak(r.batch_size) if r.memory else None for r in pairs],
+        bytes_text,
+    )
     add("largest batch", [r.memory.largest_batch(r.available) if r.memory else None for r in pairs])
     by_stride = [{stage.stride: stage for stage in stages(r.graph)} for r in pairs]
     for stride in sorted(by_stride[0].keys() | by_stride[1].keys()):

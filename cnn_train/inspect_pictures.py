@@ -5,6 +5,7 @@ A network is looked at as it is: freshly initialized, or with the weights of a r
 
 import csv
 import html
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from cnn_train import checkpoint, run_folder
 from cnn_train.analysis import LayerStatistics, effective_receptive_field, layer_statistics
+from cnn_train.analysis.trace import main_map
 from cnn_train.config import build, build_layers
-from cnn_train.errors import ConfigError
+from cnn_train.errors import ConfigError, EnvError
 from cnn_train.inspect_network import HEADS, Options, Report, Stage, Subject, cells, pair, stages, totals
 from cnn_train.layers.init import lsuv_calibrate
 
@@ -45,19 +47,23 @@ class Sample:
     batch: Tensor
     targets: Tensor | None
     name: str
+    ignore_index: int = -100
 
 
-def draw(report: Report, options: Options) -> Path:
-    """Draw everything into a folder; the path of the page."""
-    folder = options.pictures or run_folder.create(
-        Path(report.subject.cfg.output_dir) / "inspect" / report.subject.name
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+def draw(report: Report, options: Options, folder: Path | None = None) -> Path:
+    """Draw everything into a folder, by default a new one; the path of the page."""
     subject = report.subject
+    folder = folder or run_folder.create(Path(subject.cfg.output_dir) / "inspect" / subject.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvError(f"cannot make the folder {folder}: {error.strerror}; choose another pictures=DIR") from error
     sample = load_sample(subject, options)
-    fresh = with_weights(subject, None, sample.batch)
-    network = fresh if options.run is None else with_weights(subject, options.run, sample.batch)
-    seen = stages(report.graph, dict(network.named_modules()))
+    # Initialized from as many seeds as images, for an average over both.
+    fresh = [initialized(subject, subject.cfg.seed + n, sample.batch) for n in range(options.samples)]
+    source = options.run or subject.cfg.weights
+    network = fresh[0] if source is None else trained(subject, options.run)
+    seen = stages(report.graph)
     shown: list[Shown] = []
 
     def add(name: str, title: str, text: str, make: Callable[[], Any]) -> None:
@@ -70,14 +76,15 @@ def draw(report: Report, options: Options) -> Path:
             save(figure, folder / f"{name}.png")
             shown.append(Shown(f"{name}.png", title, text))
 
-    state = f"weights of {options.run}" if options.run else "random weights, as initialized"
+    state = "random weights, as initialized" if source is None else f"weights of {source}"
     add("fields", "Receptive fields", "Of each stage's middle unit, on the image; larger ones leave it.",
         lambda: draw_fields(report, seen, sample))  # fmt: skip
-    pairs = [("as initialized", fresh), *([("after training", network)] if options.run else [])]
+    kinds = [("as initialized", fresh), *([] if source is None else [("after training", [network])])]
     add("effective", "Effective receptive fields",
-        "Root mean square gradient of the middle unit by each pixel, on noise (Luo et al. 2016). The width is the side "
-        "of a square of as many pixels as have over 4.55 % of the largest.",
-        lambda: draw_effective(pairs, seen, subject.input_size, options.samples))  # fmt: skip
+        "Root mean square gradient of the middle unit by each pixel (Luo et al. 2016), averaged over "
+        f"{options.samples} images of noise; initialized networks are as many, each from its own seed. The width is "
+        "the side of a square of as many pixels as have over 4.55 % of the largest.",
+        lambda: draw_effective(kinds, seen, subject.input_size, options.samples))  # fmt: skip
     add("statistics", "Activations and gradients per layer",
         f"On {len(sample.batch)} images in training mode, {state}. The numbers are in statistics.csv.",
         lambda: draw_statistics(network, sample, folder / "statistics.csv"))  # fmt: skip
@@ -103,15 +110,22 @@ def draw(report: Report, options: Options) -> Path:
 # -- What is looked at -------------------------------------------------------------------------------------------------
 
 
-def with_weights(subject: Subject, run: Path | None, images: Tensor) -> nn.Module:
-    """The network on the CPU in evaluation mode: as initialized (by `images`, if need be), or with a run's weights."""
+def initialized(subject: Subject, seed: int, images: Tensor | None = None) -> nn.Module:
+    """The network on the CPU in evaluation mode, its weights fitted to `images` if its initializer needs some."""
     cfg = subject.cfg
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(seed)
     layers = build_layers(cfg)
     network = build(cfg.model, num_classes=subject.num_classes, in_channels=subject.input_size[0], layers=layers).eval()
+    if layers.needs_images and images is not None:
+        lsuv_calibrate(network, images)
+    return network
+
+
+def trained(subject: Subject, run: Path | None) -> nn.Module:
+    """The network with a run's best weights, averaged ones if it has them, or with those of `weights=`."""
+    network = initialized(subject, subject.cfg.seed)
     if run is None:
-        if layers.needs_images:
-            lsuv_calibrate(network, images)
+        checkpoint.load_weights(network, Path(subject.cfg.weights))
     else:
         file = next((run / name for name in ("best.ckpt", "last.ckpt") if (run / name).is_file()), run / "best.ckpt")
         state = checkpoint.load(file)
@@ -126,7 +140,8 @@ def load_sample(subject: Subject, options: Options) -> Sample:
     if options.image is None and data is not None:
         batch = next(iter(data.eval_batches("val", device=torch.device("cpu"))))
         image = batch.images[:1]
-        return Sample(image, _visible(data.denormalize(image)[0]), batch.images[:16], batch.targets[:16], data.name)
+        visible = _visible(data.denormalize(image)[0])
+        return Sample(image, visible, batch.images[:8], batch.targets[:8], data.name, data.ignore_index)
     from PIL import Image
 
     if options.image is not None:
@@ -159,7 +174,7 @@ def _visible(image: Tensor) -> np.ndarray:
 def output_of(network: nn.Module, layer: str, image: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's output and the network's."""
     found: list[Tensor] = []
-    hook = network.get_submodule(layer).register_forward_hook(lambda _, __, y: found.append(y))
+    hook = network.get_submodule(layer).register_forward_hook(lambda m, _, y: found.append(main_map(layer, m, y)))
     try:
         scores = network(image)
     finally:
@@ -174,7 +189,7 @@ def new_figure(rows: int, columns: int, size: float = 2.4) -> tuple[Any, list[An
     """A figure and its axes, row by row, without ticks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(size * columns, size * rows + 0.3), layout="constrained", dpi=110)
+    figure = Figure(figsize=(size * columns, (size + 0.3) * rows + 0.1), layout="constrained", dpi=110)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
@@ -184,7 +199,9 @@ def new_figure(rows: int, columns: int, size: float = 2.4) -> tuple[Any, list[An
 def save(figure: Any, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).print_png(str(path))
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, pil_kwargs={"optimize": True})
+    run_folder.write_bytes(path, content.getvalue())
 
 
 def draw_fields(report: Report, seen: Sequence[Stage], sample: Sample) -> Any:
@@ -211,21 +228,25 @@ def draw_fields(report: Report, seen: Sequence[Stage], sample: Sample) -> Any:
 
 
 def draw_effective(
-    pairs: Sequence[tuple[str, nn.Module]], seen: Sequence[Stage], input_size: tuple[int, int, int], samples: int
+    kinds: Sequence[tuple[str, Sequence[nn.Module]]],
+    seen: Sequence[Stage],
+    input_size: tuple[int, int, int],
+    samples: int,
 ) -> Any:
     """Rows: before and after training. Columns: the stages."""
-    figure, axes = new_figure(len(pairs), len(seen))
-    for row, (name, network) in enumerate(pairs):
+    figure, axes = new_figure(len(kinds), len(seen), 2)
+    for row, (name, networks) in enumerate(kinds):
         for column, stage in enumerate(seen):
             axis = axes[row * len(seen) + column]
-            title = f"{stage.layer}\n{name}\n"
+            if not column:
+                axis.text(-0.05, 0.5, name, rotation=90, ha="right", va="center", fontsize=7, transform=axis.transAxes)
             try:
-                field = effective_receptive_field(network, input_size, stage.layer, samples=samples)
+                field = effective_receptive_field(networks, input_size, stage.layer, samples=samples)
             except ValueError:
-                axis.set_title(title + "no gradient", fontsize=7)
+                axis.set_title(f"{stage.layer}\nno gradient", fontsize=7)
                 continue
             axis.imshow(field.map.numpy(), cmap="inferno", vmin=0, vmax=1)
-            axis.set_title(f"{title}width {field.width:.0f} of {pair(stage.receptive_field)}", fontsize=7)
+            axis.set_title(f"{stage.layer}\nwidth {field.width:.0f} of {pair(stage.receptive_field)}", fontsize=7)
     return figure
 
 
@@ -238,7 +259,7 @@ def draw_statistics(network: nn.Module, sample: Sample, file: Path) -> Any:
         if targets is None:  # any labels: the size of the gradient is what counts
             generator = torch.Generator().manual_seed(0)
             targets = torch.randint(scores.size(1), (len(scores), *scores.shape[2:]), generator=generator)
-        return nn.functional.cross_entropy(scores, targets)
+        return nn.functional.cross_entropy(scores, targets, ignore_index=sample.ignore_index)
 
     network.train()
     try:
@@ -246,10 +267,11 @@ def draw_statistics(network: nn.Module, sample: Sample, file: Path) -> Any:
     finally:
         network.eval()
     rows = [row for row in rows if row.kind not in ("Identity", "Dropout", "Flatten")]
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        table = csv.DictWriter(opened, [field.name for field in fields(LayerStatistics)])
-        table.writeheader()
-        table.writerows(map(asdict, rows))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [field.name for field in fields(LayerStatistics)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(asdict, rows))
+    run_folder.write_text(file, text.getvalue())
     figure, axes = new_figure(4, 1, 2.2)
     figure.set_size_inches(max(6, 0.16 * len(rows) + 2), 9)
     places = range(len(rows))
@@ -273,6 +295,7 @@ def draw_statistics(network: nn.Module, sample: Sample, file: Path) -> Any:
         axis.set_axis_on()
         axis.grid(alpha=0.3)
         axis.set_xticks([])
+        axis.set_xlim(-1, len(rows))
         if axis is not axes[0]:
             axis.legend(fontsize=7)
     for axis in axes[2:]:

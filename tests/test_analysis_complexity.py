@@ -89,6 +89,7 @@ def test_a_row_by_hand() -> None:
     assert conv.connections == 4 * 4 * 10 * (3 * 15 + 1)
     assert conv.activation_bytes == 4 * 4 * 4 * 10
     assert up.output_shape == (2, 8, 20) and up.multiply_adds == 4 * 10 * 4 * 2 * 16
+    assert up.connections == up.multiply_adds + 2 * 8 * 20  # and a bias each
 
 
 def test_lenet_connections() -> None:

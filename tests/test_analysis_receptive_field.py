@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_train.analysis import Graph, LayerRow, probe, probe_layers, receptive_field, trace
+from cnn_train.analysis import Graph, LayerRow, probe, probe_places, receptive_field, trace
 
 
 def torchvision_net(name: str) -> nn.Module:
@@ -245,15 +245,15 @@ def test_misaligned_branches_are_found() -> None:
 
 
 def compare(graph: Graph, net: nn.Module, names: list[str], *, gates: bool) -> None:
-    measured = probe_layers(net, graph.input_size, names, gates=gates)
+    measured = probe_places(net, graph.input_size, [(name, None) for name in names], gates=gates)
     for name in names:
         node = graph.node_of(name)
         if not gates and any(sight.collapsed for sight in node.sights):
             continue
-        assert torch.equal(graph.reached(name, gates=gates), measured[name].mask), name
+        assert torch.equal(graph.reached(name, gates=gates), measured[name, None].mask), name
         rows, columns = graph.intervals(name, gates=gates)
         row, column = node.units[0] // 2, node.units[1] // 2
-        assert (rows[row], columns[column]) == (measured[name].rows, measured[name].columns), name
+        assert (rows[row], columns[column]) == (measured[name, None].rows, measured[name, None].columns), name
 
 
 FAST = ["alexnet", "vgg11_bn", "resnet18", "googlenet", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"]

@@ -24,6 +24,16 @@ def test_effective_field_of_uniform_kernels() -> None:
     assert field.width < 2 * n + 1
 
 
+def test_effective_field_of_several_networks_is_their_average() -> None:
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(nn.Conv2d(1, 1, 3, padding=1))
+    mean = sum(net.weight.detach()[0, 0].square() for net in nets)
+    field = effective_receptive_field(iter(nets), (1, 7, 7), samples=4)
+    torch.testing.assert_close(field.map[2:5, 2:5], (mean / mean.max()).sqrt())
+
+
 def test_effective_field_grows_like_the_root_of_depth() -> None:
     """Luo et al. 2016, figure 2: far slower than the theoretical field."""
     torch.manual_seed(0)

@@ -70,6 +70,16 @@ def test_the_networks_own_classes_channels_and_size_or_the_datas(capsys):
     assert given["input_size"] == [1, 32, 32] and given["num_classes"] == 10
 
 
+# Krizhevsky 2009; Russakovsky et al. 2015; Everingham et al. 2010: 20 classes and the background.
+@pytest.mark.parametrize(
+    ("data", "num_classes", "size"),
+    [("cifar100", 100, [3, 32, 32]), ("imagenet", 1000, [3, 224, 224]), ("voc", 21, [3, 513, 513])],
+)
+def test_public_data_need_not_be_on_disk(capsys, data, num_classes, size):
+    found = facts(capsys, "model=nin", f"data={data}", "data.root=nowhere")
+    assert (found["num_classes"], found["input_size"]) == (num_classes, size)
+
+
 def test_formats_hold_the_same_rows(capsys):
     wanted = facts(capsys, "model=lenet5")["layers"]
     rows = list(csv.DictReader(io.StringIO(inspect(capsys, "model=lenet5", "format=csv"))))
@@ -86,8 +96,10 @@ def test_depth_sums_up_blocks(capsys):
     assert len(short["layers"]) < 13 < len(whole["layers"])
     for total in ("parameters", "multiply_adds", "connections"):
         assert sum(layer[total] for layer in short["layers"]) == sum(layer[total] for layer in whole["layers"])
-    layer3 = next(layer for layer in short["layers"] if layer["name"] == "layer3")
-    assert layer3["output_shape"] == [256, 14, 14] and layer3["receptive_field"] == [211, 211]
+    layers = {layer["name"]: layer for layer in short["layers"]}
+    assert layers["layer3"]["output_shape"] == [256, 14, 14] and layers["layer3"]["receptive_field"] == [211, 211]
+    assert layers["conv1"] == whole["layers"][0] and layers["conv1"]["kernel_size"] == [7, 7]
+    assert [stage["layer"] for stage in whole["stages"]] == ["act1", "layer1", "layer2", "layer3", "layer4"]
 
 
 def test_two_side_by_side(capsys):
@@ -140,11 +152,19 @@ def test_no_weights_are_allocated(init):
         (["format=xml"], "format must be"),
         (["run=nowhere"], "no run at"),
         (["picture=maybe"], "picture must be"),
+        (["versus="], "versus= is empty"),
+        (["dept=1"], "Did you mean depth?"),
+        (["-m", "norm=bn,gn"], "leave --multirun out"),
     ],
 )
 def test_options_are_checked(words, message):
     with pytest.raises(ConfigError, match=message):
         read_options(cli.split(["inspect", *words]))
+
+
+def test_advice_is_a_command_of_this_verb(capsys):
+    assert cli.main(["inspect", "vgg166", "norm=gn"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect model=vgg16 norm=gn"
 
 
 def test_too_small_images_are_one_line(capsys):
@@ -249,6 +269,48 @@ def test_pictures_and_page(tmp_path, capsys):
     assert all(float(row["gradient_deviation"]) > 0 for row in weighted)
 
 
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A folder of configs with a network of the user's own, whose dilations leave a grid and whose names are HTML."""
+    (tmp_path / "own_networks.py").write_text(
+        "from torch import nn\n"
+        "def gridded(num_classes=2, *, in_channels=1, layers=None):\n"
+        "    net = nn.Sequential(*[nn.Conv2d(in_channels, in_channels, 3, padding=2, dilation=2) for _ in range(3)])\n"
+        "    net.add_module('<i>head', nn.Flatten())\n"
+        "    net.add_module('fc', nn.Linear(in_channels * 13 * 13, num_classes))\n"
+        "    return net\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gridded.yaml").write_text("_target_: own_networks.gridded\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_gridding_of_ones_own_network_is_a_percentage_and_a_picture(own_model, capsys):
+    folder = own_model / "pictures"
+    words = ("model=gridded", "--config-dir", str(own_model), "input_size=13", f"pictures={folder}", "samples=1")
+    # Three 3x3 with dilation 2 read 7 x 7 of 13 x 13 positions.
+    assert f"gridding: {1 - 49 / 169:.0%} of the positions inside its 13x13" in inspect(capsys, *words)
+    with Image.open(folder / "gridding_0.png") as picture:
+        width, height = picture.size
+    page = (folder / "index.html").read_text()
+    assert width > 100 < height and "gridding_0.png" in page
+    assert "&lt;i&gt;head" in page and "<i>" not in page
+
+
+def test_pictures_are_whole_or_not_there(tmp_path, capsys, monkeypatch):
+    from cnn_train import run_folder
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.os, "replace", full)
+    assert cli.main(["inspect", "lenet5", f"pictures={tmp_path / 'pictures'}", "samples=1"]) == 4
+    assert "No space left" in capsys.readouterr().err and not list((tmp_path / "pictures").iterdir())
+    (tmp_path / "file").touch()
+    assert cli.main(["inspect", "lenet5", f"pictures={tmp_path / 'file'}"]) == 4
+
+
 def test_a_decoders_stages_go_up_again():
     subject = describe(compose(["model=unet"]))
     strides = [stage.stride for stage in stages(trace(subject.network, (3, 96, 96)))]
@@ -329,7 +391,7 @@ def test_health_tells_the_drift_between_epochs():
     assert not net[0]._forward_hooks
 
 
-def test_training_is_the_same_with_health(tmp_path: Path):
+def test_training_is_the_same_with_health_and_its_weights_are_looked_at(tmp_path: Path, capsys):
     from cnn_train.train import train
 
     weights = []
@@ -342,3 +404,12 @@ def test_training_is_the_same_with_health(tmp_path: Path):
         checkpoint = next((tmp_path / every).glob("*/*/last.ckpt"))
         weights.append(torch.load(checkpoint, weights_only=True)["network"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    run, folder = checkpoint.parent, tmp_path / "pictures"
+    drawn = []
+    for source in ([f"run={run}"], ["lenet5", "data=digits", f"weights={run / 'best.ckpt'}"]):
+        inspect(capsys, *source, f"pictures={folder}", "samples=1")
+        drawn.append([(folder / f"{name}.png").read_bytes() for name in ("effective", "filters", "grad_cam")])
+        assert f"weights of {source[-1].partition('=')[2]}" in (folder / "index.html").read_text()
+    assert drawn[0] == drawn[1]
+    inspect(capsys, "lenet5", "data=digits", f"pictures={folder}", "samples=1")
+    assert (folder / "filters.png").read_bytes() != drawn[0][1]

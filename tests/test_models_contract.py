@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from cnn_train.analysis import probe_layers, trace
+from cnn_train.analysis import probe_places, trace
 from cnn_train.config import build, build_layers, compose
 from cnn_train.layers.norm import NORMS, WSConv2d
 
@@ -226,5 +226,5 @@ def test_receptive_fields_and_costs_are_what_is_measured(model):
     assert 2 * graph.multiply_adds == counter.get_total_flops()
     names = [row.name for row in graph.rows if row.kind in ("Conv2d", "MaxPool2d", "AvgPool2d", "ConvTranspose2d")]
     names = names[:: max(1, len(names) // 4)]
-    for name, measured in probe_layers(net, shape, names).items():
+    for (name, _), measured in probe_places(net, shape, [(name, None) for name in names]).items():
         assert torch.equal(graph.reached(name), measured.mask), name

@@ -3,7 +3,7 @@
 from cnn_train.analysis.complexity import TrainingMemory, training_memory
 from cnn_train.analysis.effective import EffectiveField, effective_receptive_field
 from cnn_train.analysis.graph import Finding, Graph, LayerRow
-from cnn_train.analysis.probe import Measured, probe, probe_layers
+from cnn_train.analysis.probe import Measured, probe, probe_places
 from cnn_train.analysis.receptive_field import receptive_field
 from cnn_train.analysis.statistics import LayerStatistics, dead_units, layer_statistics
 from cnn_train.analysis.trace import trace
@@ -20,7 +20,7 @@ __all__ = [
     "effective_receptive_field",
     "layer_statistics",
     "probe",
-    "probe_layers",
+    "probe_places",
     "receptive_field",
     "trace",
     "training_memory",

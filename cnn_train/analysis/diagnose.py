@@ -29,7 +29,7 @@ def diagnose(graph: Graph) -> list[Finding]:
 def _field_size(graph: Graph) -> list[Finding]:
     """The last map that windows lead to sees less than the image, or far more."""
     maps = [node for node in graph.nodes[1:] if not any(sight.collapsed for sight in node.sights)]
-    if not maps:
+    if not any(node.kind.startswith("conv") for node in maps):  # an LSTM over rows has no windows to widen
         return []
     last = max(maps, key=lambda node: (sum(s.local.size for s in node.sights), -node.index))
     findings = []
@@ -67,7 +67,7 @@ def _misaligned(graph: Graph) -> list[Finding]:
         f"({len(found)} such places in the network); make paddings (k - 1) / 2 on every branch, or "
         "choose an input size that the strides divide"
     )
-    return [Finding("misaligned", worst.layer, message)]
+    return [Finding("misaligned", worst.layer or worst.kind, message)]
 
 
 def _outrun(graph: Graph) -> list[Finding]:

@@ -228,11 +228,12 @@ class Graph:
         if depth < 1:
             raise ValueError(f"depth {depth} is not a number of names; give 1 or more")
         blocks = {s.first: s for s in self.spans if s.name and s.name.count(".") + 1 == depth and s.last > s.first}
+        leaves = {index for index, row in enumerate(self.rows) if row.name.count(".") + 1 <= depth}
         result: list[LayerRow] = []
         index = 0
         while index < len(self.rows):
             span = blocks.get(index)
-            if span is None:
+            if span is None or index in leaves:
                 result.append(self.rows[index])
                 index += 1
                 continue

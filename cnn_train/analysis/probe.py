@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cnn_train.analysis.trace import _check_size, _expand, _tensors, is_norm
+from cnn_train.analysis.trace import _check_size, _expand, is_norm, main_map
 
 # fmt: off
 _TRANSPARENT = frozenset({
@@ -50,20 +50,21 @@ def probe(
 
     Without `gates`, global average pooling passes no gradient, which leaves squeeze-and-excitation out.
     """
-    return probe_layers(module, input_size, ["" if layer is None else layer], unit, gates=gates)[
-        "" if layer is None else layer
-    ]
+    (measured,) = probe_places(module, input_size, [(layer or "", unit)], gates=gates).values()
+    return measured
 
 
-def probe_layers(
+Place = tuple[str, tuple[int, int] | None]  # a layer and one of its units (row, column); None: the middle one
+
+
+def probe_places(
     module: nn.Module,
     input_size: Sequence[int],
-    layers: Sequence[str],
-    unit: tuple[int, int] | None = None,
+    places: Sequence[Place],
     *,
     gates: bool = True,
-) -> dict[str, Measured]:
-    """As `probe`, for several layers with one run of the network."""
+) -> dict[Place, Measured]:
+    """As `probe`, for several places with one run of the network."""
     size = _check_size(input_size)
     image = torch.full((1, *size), 0.5, dtype=torch.float64, requires_grad=True)
     modules = dict(module.named_modules())
@@ -71,8 +72,8 @@ def probe_layers(
     modes = {m: m.training for m in modules.values()}
 
     def store(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            maps[name] = next(_tensors(output))
+        def hook(m: nn.Module, _: Any, output: Any) -> None:
+            maps[name] = main_map(name, m, output)
 
         return hook
 
@@ -83,7 +84,7 @@ def probe_layers(
                 stack.callback(_replace_forward(m, lambda x, *_, **__: x))
             elif isinstance(m, nn.RNNBase):
                 stack.callback(_replace_forward(m, _sums_over_steps(m)))
-        for name in layers:
+        for name in dict.fromkeys(name for name, _ in places):
             if name not in modules:
                 raise ValueError(f"no layer {name!r}; layers are named as in named_modules()")
             stack.callback(modules[name].register_forward_hook(store(name)).remove)
@@ -94,7 +95,7 @@ def probe_layers(
             for m, mode in modes.items():
                 m.training = mode
     result = {}
-    for name in layers:
+    for name, unit in places:
         y = maps[name]
         value = y[0]
         if y.dim() == 4:
@@ -104,7 +105,7 @@ def probe_layers(
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.sum(), image, retain_graph=True, allow_unused=True)
         mask = torch.zeros(size[1:], dtype=torch.bool) if gradient is None else (gradient[0] > 0).any(0)
-        result[name] = Measured(mask, _extent(mask.any(1)), _extent(mask.any(0)))
+        result[name, unit] = Measured(mask, _extent(mask.any(1)), _extent(mask.any(0)))
     return result
 
 

@@ -257,10 +257,8 @@ class _Tracer:
                 self.nodes[node].norm_values = call.norm_values
             parameters = self._count(p for p in module.parameters())
             self._row(call.name, type(module).__name__, out, node, call, parameters)
-        if not call.leaf and call.name:  # of several maps, as an encoder returns them, the last
-            for t in _tensors(output):
-                if id(t) in self.maps:
-                    node, shape = self.maps[id(t)].node, tuple(t.shape[1:])
+        if not call.leaf and call.name and id(last := main_map(call.name, module, output)) in self.maps:
+            node, shape = self.maps[id(last)].node, tuple(last.shape[1:])
         self.spans.append(Span(call.name, type(module).__name__, call.first, len(self.rows), shape, node))
 
     def _row(self, name: str, kind: str, out: Tensor | None, node: int | None, work: Any, parameters: int) -> None:
@@ -835,6 +833,13 @@ class _Tracer:
             self._add(tensor, final, [(state, inner | dict.fromkeys(over, WHOLE))], type(module).__name__)
 
 
+def main_map(name: str, module: nn.Module, output: Any) -> Any:
+    """Of a module's outputs the one that stands for it: an encoder's coarsest, which is its last, else the first."""
+    tensors = [*_tensors(output), None]
+    inner = name and any(True for _ in module.children())
+    return tensors[-2] if inner and len(tensors) > 1 else tensors[0]
+
+
 def _one_shape(args: tuple) -> bool:
     """Do all tensors among `args` have the shape of the first, and lie on the meta device?"""
     tensors = list(_tensors(args))
@@ -916,14 +921,14 @@ def _norm_values(base: str, args: tuple) -> int | None:
 
 
 def _work(base: str, args: tuple, out: Any) -> dict[str, Any]:
-    """Connections, multiply-adds and geometry of one operation."""
+    """Connections (a bias is one, too), multiply-adds and geometry of one operation."""
     work: dict[str, Any] = {"connections": 0, "multiply_adds": 0, "geometry": {}}
     if base == "convolution":
         x, weight, _, stride, padding, dilation, is_transposed, _, groups = args
         kernel = tuple(weight.shape[2:])
         places = x.shape[2:] if is_transposed else out.shape[2:]
         work["multiply_adds"] = x.shape[0] * math.prod(places) * weight.numel()
-        work["connections"] = math.prod(out.shape) * (x.shape[1] // groups * math.prod(kernel) + 1)
+        work["connections"] = work["multiply_adds"] + out.numel()
         work["geometry"] = {
             "kernel_size": kernel,
             "stride": _expand(stride, len(kernel)),
@@ -934,7 +939,7 @@ def _work(base: str, args: tuple, out: Any) -> dict[str, Any]:
     elif base in ("mm", "bmm", "addmm", "baddbmm"):
         inner = args[0 if base in ("mm", "bmm") else 1].shape[-1]
         work["multiply_adds"] = out.numel() * inner
-        work["connections"] = out.numel() * (inner + 1)
+        work["connections"] = work["multiply_adds"] + out.numel()
     elif base in ("max_pool2d_with_indices", "avg_pool2d"):
         kernel = _expand(args[1], 2)
         result = out[0] if isinstance(out, tuple) else out

@@ -1,0 +1,81 @@
+"""What `callbacks=health` costs: training with it against training without, at its default rate.
+
+    python benchmarks/health_overhead.py [model ...]
+
+One run, in which blocks of as many steps as the rate says alternate: off, on, on, off. So each block that is on holds
+one step that is looked at, and a machine that gets slower slows both. Printed is the median over pairs of neighbouring
+blocks of (time on) / (time off), all logging on, ends of epochs included.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cnn_train import experiment
+from cnn_train.callbacks.callback import Callback
+from cnn_train.callbacks.checkpoints import Checkpoints
+from cnn_train.callbacks.health import Health
+from cnn_train.config import compose
+from cnn_train.tasks.task import Task
+
+PAIRS = {"lenet5": 30, "resnet20": 5}
+
+
+class Alternate(Callback):
+    """Hands the steps of every other block to the health callback, and takes the time of each block."""
+
+    def __init__(self, health: Health):
+        self.health = health
+        self.times: list[float] = []
+        self.begin = time.perf_counter()
+
+    def on_step(self, task: Task) -> None:
+        block, place = divmod(task.progress.step - 1, self.health.every)
+        if is_on(block):
+            self.health.on_step(task)
+        if place == self.health.every - 1:
+            now = time.perf_counter()
+            self.times.append(now - self.begin)
+            self.begin = now
+
+    def on_epoch_end(self, task: Task) -> None:
+        self.health.on_epoch_end(task)  # does nothing if no step of the epoch was looked at
+
+
+def is_on(block: int) -> bool:
+    return block % 4 in (1, 2)
+
+
+def measure(model: str) -> tuple[float, float]:
+    """Median milliseconds per step without, and the median of the ratios."""
+    blocks = 2 * PAIRS.get(model, 8) + 4  # the first four warm up
+    cfg = compose([f"model={model}", "data=digits", "callbacks=health", "trainer.eval_every=100000"])
+    every = cfg.callbacks.health.every
+    with tempfile.TemporaryDirectory() as folder, experiment.quiet_libraries():
+        network, data = experiment.build_network_and_data(cfg)
+        cfg.trainer.max_epochs = -(-blocks * every // (data.size("train") // data.batch_size))
+        task = experiment.build_task(cfg, network, data)
+        experiment.build_callbacks(cfg, task, Path(folder))
+        health = next(callback for callback in task.callbacks if isinstance(callback, Health))
+        alternate = Alternate(health)
+        # Writing checkpoints takes as long as the disk likes.
+        task.callbacks = [c for c in task.callbacks if not isinstance(c, Checkpoints | Health)] + [alternate]
+        experiment.build_trainer(cfg, Path(folder)).fit(task)
+    times = alternate.times[4:blocks]
+    pairs = [
+        (a, b) if is_on(first) else (b, a)
+        for first, a, b in zip(range(4, blocks, 2), times[::2], times[1::2], strict=True)
+    ]
+    without = statistics.median(off for _, off in pairs) / every
+    return 1e3 * without, statistics.median(on / off for on, off in pairs)
+
+
+if __name__ == "__main__":
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in sys.argv[1:] or PAIRS:
+        without, ratio = measure(name)
+        print(f"{name:12} without {without:8.2f} ms/step   with health / without {ratio:.3f}")

@@ -1,0 +1,98 @@
+"""Every network of conf/model, as `cnn-train inspect` builds it: the trace against a measurement, stage by stage.
+
+Fields larger than the image would hide behind its borders, so networks get images longer than their fields: a tall
+one, whose rows are measured, and a wide one for the columns.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnn_train.analysis import Graph, Measured, probe_places, trace
+from cnn_train.config import compose
+from cnn_train.inspect_network import Stage, Subject, describe, stages
+
+CONF = Path(__file__).parents[1] / "conf"
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+# Dense layers behind the map, a cell per row: their images have one size.
+ONE_SIZE = {"alexnet_2012", "lenet5", "lstm"}
+# The bins of its pyramid grow with the image, and its field with them.
+NEVER_INSIDE = {"pspnet"}
+
+
+@cache
+def subject(model: str) -> Subject:
+    return describe(compose([f"model={model}"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_counts_are_torchs(model: str) -> None:
+    net, size = subject(model).network.eval(), subject(model).input_size
+    graph = trace(net, size)
+    assert graph.parameters == sum(row.parameters for row in graph.rows) == sum(p.numel() for p in net.parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # on meta an LSTM is products of matrices, too
+        net(torch.empty(1, *size, device="meta"))
+    assert counter.get_total_flops() == 2 * graph.multiply_adds > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_receptive_fields_are_what_a_gradient_reaches(model: str) -> None:
+    net, (channels, height, width) = subject(model).network, subject(model).input_size
+    found = stages(trace(net, (channels, height, width)))
+    least = max(getattr(net, "min_size", 1), 64)
+    long = max(max(stage.receptive_field) for stage in found) + 4 * max(int(stage.stride) for stage in found)
+    long = max(-(-long // 64) * 64, least)
+    net.to_empty(device="cpu")  # the probe puts ones in the place of weights
+    for buffer in net.buffers():
+        buffer.fill_(1)
+    if model in ONE_SIZE:
+        check(net, (channels, height, width))
+    else:
+        for size in ((channels, long, least), (channels, least, long)):
+            inside = check(net, size)
+            assert inside or model in NEVER_INSIDE
+
+
+def check(net: nn.Module, size: tuple[int, int, int]) -> bool:
+    """Every stage's middle unit and, behind upsampling, its neighbours; was the longer axis of every field inside?"""
+    graph = trace(net, size)
+    found = {stage.layer: stage for stage in stages(graph)}
+    places = [(name, middle(graph, name)) for name in found]
+    name, (row, column) = places[-1]
+    if any(sight.local.low[1:] for sight in graph.node_of(name).sights):  # neighbours see fields of other sizes
+        rows, columns = graph.node_of(name).units
+        for down, right in ((1, 0), (0, 1), (2, 3)):
+            places.append((name, (min(row + down, rows - 1), min(column + right, columns - 1))))
+    gated = any(s.whole and not s.collapsed for node in graph.nodes for s in node.sights)
+    inside = True
+    for gates in (True, False) if gated else (True,):
+        for (name, unit), measured in probe_places(net, size, places, gates=gates).items():
+            assert torch.equal(graph.reached(name, unit, gates=gates), measured.mask), (name, unit)
+            rows, columns = graph.intervals(name, gates=gates)
+            assert (rows[unit[0]], columns[unit[1]]) == (measured.rows, measured.columns), (name, unit)
+            if gates == (not gated) and unit == middle(graph, name):
+                inside &= is_the_tables_field(graph, found[name], measured)
+    return inside
+
+
+def middle(graph: Graph, name: str) -> tuple[int, int]:
+    rows, columns = graph.node_of(name).units
+    return rows // 2, columns // 2
+
+
+def is_the_tables_field(graph: Graph, stage: Stage, measured: Measured) -> bool:
+    """On the longer axis: is the measured extent inside the image, and then the field that the table shows?"""
+    axis = 0 if graph.input_size[1] >= graph.input_size[2] else 1
+    pixels, sight = graph.input_size[1 + axis], graph.node_of(stage.layer).sights[axis]
+    low, high = sight.local.at(middle(graph, stage.layer)[axis])
+    if low < 0 or high >= pixels:
+        return False
+    assert (measured.rows, measured.columns)[axis] == (low, high), stage
+    assert high - low + 1 == stage.receptive_field[axis] or sight.local.low[1:], stage
+    return True
