@@ -31,9 +31,21 @@ def test_bias_stands_in_for_the_norm_unless_the_paper_says(layers, default):
 
 def test_every_slot_gets_a_module_of_its_own_of_the_chosen_kind():
     layers = LayerFactory(norm_layer=GroupNorm, act_layer=nn.PReLU)
-    assert isinstance(layers.act(nn.Tanh), nn.PReLU) and layers.act() is not layers.act()
+    assert isinstance(layers.act(6, nn.Tanh), nn.PReLU) and layers.act(6) is not layers.act(6)
     assert isinstance(layers.norm(6), GroupNorm)
-    assert isinstance(LayerFactory().act(), nn.ReLU) and isinstance(LayerFactory().act(nn.Tanh), nn.Tanh)
+    assert isinstance(LayerFactory().act(6), nn.ReLU) and isinstance(LayerFactory().act(6, nn.Tanh), nn.Tanh)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_prelu_has_a_slope_per_channel_or_one_for_all(shared):
+    act = build_layers(compose(["act=prelu", f"act.shared={str(shared).lower()}"])).act(5).double()
+    assert act.weight.shape == ((1,) if shared else (5,)) and (act.weight == 0.25).all()
+    with torch.no_grad():
+        act.weight += torch.arange(len(act.weight))
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    slopes = act.weight.detach().expand(5).view(5, 1, 1)
+    torch.testing.assert_close(act(x), x.clamp(min=0) + slopes * x.clamp(max=0))
+    assert act(x[:, :, 0, 0]).shape == (2, 5)  # behind a dense layer
 
 
 @pytest.mark.parametrize(("norm", "init"), [("gn_ws", "lsuv"), ("gn", "orthogonal")])

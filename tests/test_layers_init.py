@@ -167,9 +167,9 @@ def test_norms_become_neutral_and_those_without_weights_pass(initializer):
 
 def test_factory_passes_the_activation_and_prefers_the_chosen_initializer():
     seen = []
-    layers = LayerFactory(act_layer=nn.Tanh, initializer=lambda module, act: seen.append(act))
+    layers = LayerFactory(act_layer=nn.Tanh, initializer=lambda module, act: seen.append(type(act())))
     layers.init(nn.Linear(2, 2), paper=lambda module: seen.append("paper"))
-    LayerFactory(initializer=lambda module, act: seen.append(act)).init(nn.Linear(2, 2))
+    LayerFactory(initializer=lambda module, act: seen.append(type(act()))).init(nn.Linear(2, 2))
     LayerFactory().init(nn.Linear(2, 2), paper=lambda module: seen.append("paper"))
     LayerFactory().init(nn.Linear(2, 2))
     assert seen == [nn.Tanh, nn.ReLU, "paper"]

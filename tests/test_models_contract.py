@@ -17,6 +17,7 @@ from torch import nn
 
 from cnn_train.analysis import probe_places, trace
 from cnn_train.config import build, build_layers, compose
+from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import NORMS, WSConv2d
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -149,13 +150,13 @@ def assert_swapped(model: str, net: nn.Module, swaps: dict[str, str]) -> None:
         if slot == "initializer":
             continue
         of = {"norm_layer": NORMS, "act_layer": ACT_KINDS, "pool_layer": POOL_KINDS}[slot]
-        make = choice(slot, name)
-        made = type(nn.Identity() if make is None else make(*([] if slot == "act_layer" else [2])))
+        layers = LayerFactory(**{slot: choice(slot, name)})
+        made = type({"norm_layer": layers.norm, "act_layer": layers.act, "pool_layer": layers.pool}[slot](2))
         assert kinds(net, of) <= {made}
         assert (WSConv2d in kinds(net, (nn.Conv2d,))) == (name == "gn_ws" and model != "lstm")
         slots = network(model, norm_layer="bn") if slot == "norm_layer" else paper
         # Gates may have the chosen activation too; without norms, numbered networks have not even an identity.
-        assert make is None or sum(type(module) is made for module in net.modules()) >= len(parts(slots, of))
+        assert name == "none" or sum(type(module) is made for module in net.modules()) >= len(parts(slots, of))
     norms, default = swaps.get("norm_layer", "bn") != "none", config(model).norm is not None
     same = norms == default or "norm_layer" not in swaps
     assert key_names(net, numbered=same) == key_names(paper, numbered=same)

@@ -28,7 +28,7 @@ class ConvNormAct(nn.Sequential):
             layers.norm(out_channels),
         )
         if act is not None:
-            self.append(layers.act(act))
+            self.append(layers.act(out_channels, act))
         self.out_channels = out_channels
 
 
@@ -48,7 +48,7 @@ class BasicConv2d(nn.Module):
         super().__init__()
         self.conv = layers.conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         self.bn = layers.norm(out_channels)
-        self.act = layers.act()
+        self.act = layers.act(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
@@ -84,7 +84,7 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.act = layers.act()
+        self.act = layers.act(squeezed)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
         self.gate = gate()
 

@@ -26,9 +26,9 @@ def innermost(make: Any) -> Any:
 class LayerFactory:
     """The swappable layers of a network, chosen once and handed down to every block.
 
-    A block never names `BatchNorm2d`, `ReLU` or `MaxPool2d`: it asks for `layers.norm(channels)`, `layers.act()`,
-    `layers.pool(3, 2)`. None means the paper's own choice, which each slot states itself; for `norm_layer`, None means
-    that there is none.
+    A block never names `BatchNorm2d`, `ReLU` or `MaxPool2d`: it asks for `layers.norm(channels)`,
+    `layers.act(channels)`, `layers.pool(3, 2)`. None means the paper's own choice, which each slot states itself; for
+    `norm_layer`, None means that there is none.
     """
 
     norm_layer: Make | None = nn.BatchNorm2d
@@ -55,9 +55,10 @@ class LayerFactory:
         """Normalize (N, channels, H, W); `nn.Identity` where there is no norm."""
         return nn.Identity() if self.norm_layer is None else self.norm_layer(channels)
 
-    def act(self, paper: Make = nn.ReLU) -> nn.Module:
-        """Make the chosen activation, or the paper's. Every slot gets a module of its own."""
-        return (self.act_layer or paper)()
+    def act(self, channels: int, paper: Make = nn.ReLU) -> nn.Module:
+        """Make the chosen activation of (N, channels, ...), or the paper's. Every slot gets a module of its own."""
+        make = self.act_layer or paper
+        return make(channels) if getattr(innermost(make), "takes_channels", False) else make()
 
     def pool(
         self,
@@ -110,6 +111,6 @@ class LayerFactory:
     def init(self, module: nn.Module, paper: Callable[[nn.Module], None] | None = None) -> None:
         """Initialize all weights of `module` in place by the chosen initializer, or by the paper's (None: torch's)."""
         if self.initializer is not None:
-            self.initializer(module, act=self.act_layer or nn.ReLU)
+            self.initializer(module, act=partial(self.act, 1))
         elif paper is not None:
             paper(module)

@@ -39,7 +39,7 @@ class AlexNet(nn.Module):
             self.features.append(layers.conv(inputs, outputs, kernel_size, stride=stride, padding=padding, bias=True))
             if layers.has_norm:
                 self.features.append(layers.norm(outputs))
-            self.features.append(layers.act())
+            self.features.append(layers.act(outputs))
 
         convolution(in_channels, 64, 11, stride=4)
         self.features.append(layers.pool(3, 2))
@@ -54,10 +54,10 @@ class AlexNet(nn.Module):
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(self.avgpool.out_features, 4096),
-            layers.act(),
+            layers.act(4096),
             nn.Dropout(dropout),
             nn.Linear(4096, 4096),
-            layers.act(),
+            layers.act(4096),
             nn.Linear(4096, num_classes),
         )
         layers.init(self)
@@ -85,27 +85,27 @@ class AlexNet2012(nn.Module):
     def __init__(self, num_classes: int, *, in_channels: int, dropout: float, layers: LayerFactory):
         super().__init__()
         self.conv1 = layers.conv(in_channels, 96, 11, stride=4, padding=2, bias=True)
-        self.act1 = layers.act()
+        self.act1 = layers.act(96)
         self.norm1 = layers.norm(96)
         self.pool1 = layers.pool(3, 2)
         self.conv2 = layers.conv(96, 256, 5, groups=2, bias=True)
-        self.act2 = layers.act()
+        self.act2 = layers.act(256)
         self.norm2 = layers.norm(256)
         self.pool2 = layers.pool(3, 2)
         self.conv3 = layers.conv(256, 384, 3, bias=True)
-        self.act3 = layers.act()
+        self.act3 = layers.act(384)
         self.conv4 = layers.conv(384, 384, 3, groups=2, bias=True)
-        self.act4 = layers.act()
+        self.act4 = layers.act(384)
         self.conv5 = layers.conv(384, 256, 3, groups=2, bias=True)
-        self.act5 = layers.act()
+        self.act5 = layers.act(256)
         self.pool5 = layers.pool(3, 2)
         self.avgpool = layers.global_pool(256, paper=partial(GlobalAvgPool, size=6))
         self.flatten = nn.Flatten()
         self.fc6 = nn.Linear(self.avgpool.out_features, 4096)
-        self.act6 = layers.act()
+        self.act6 = layers.act(4096)
         self.dropout6 = nn.Dropout(dropout)
         self.fc7 = nn.Linear(4096, 4096)
-        self.act7 = layers.act()
+        self.act7 = layers.act(4096)
         self.dropout7 = nn.Dropout(dropout)
         self.fc8 = nn.Linear(4096, num_classes)
         layers.init(self, paper=normal_with_unit_biases)

@@ -23,11 +23,11 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, growth_rate: int, *, dropout: float, layers: LayerFactory):
         super().__init__()
         self.norm1 = layers.norm(in_channels)
-        self.act1 = layers.act()
+        self.act1 = layers.act(in_channels)
         self.conv1 = layers.conv(in_channels, 4 * growth_rate, 1)
         self.dropout1 = nn.Dropout(dropout)
         self.norm2 = layers.norm(4 * growth_rate)
-        self.act2 = layers.act()
+        self.act2 = layers.act(4 * growth_rate)
         self.conv2 = layers.conv(4 * growth_rate, growth_rate, 3)
         self.dropout2 = nn.Dropout(dropout)
 
@@ -43,7 +43,7 @@ class Transition(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, *, dropout: float, layers: LayerFactory):
         super().__init__()
         self.norm = layers.norm(in_channels)
-        self.act = layers.act()
+        self.act = layers.act(in_channels)
         self.conv = layers.conv(in_channels, out_channels, 1)
         self.dropout = nn.Dropout(dropout)
         self.pool = layers.pool(2, paper=nn.AvgPool2d)
@@ -73,7 +73,7 @@ class DenseNet(nn.Module):
         if stem == "imagenet":
             self.features.conv0 = layers.conv(in_channels, stem_channels, 7, stride=2)
             self.features.norm0 = layers.norm(stem_channels)
-            self.features.act0 = layers.act()
+            self.features.act0 = layers.act(stem_channels)
             self.features.pool0 = layers.pool(3, 2, 1)
         elif stem == "small":
             self.features.conv0 = layers.conv(in_channels, stem_channels, 3)
@@ -96,7 +96,7 @@ class DenseNet(nn.Module):
                 channels //= 2
         # The norm is called 5 in torchvision, however many blocks there are.
         self.features.norm5 = layers.norm(channels)
-        self.features.act5 = layers.act()
+        self.features.act5 = layers.act(channels)
         self.avgpool = layers.global_pool(channels)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(self.avgpool.out_features, num_classes)

@@ -60,7 +60,7 @@ class InceptionAux(nn.Module):
         self.conv = BasicConv2d(in_channels, 128, 1, layers=layers)
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
-        self.act = layers.act()
+        self.act = layers.act(1024)
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(1024, num_classes)
 

@@ -31,7 +31,7 @@ class InceptionResidual(nn.Module):
             self.add_module(f"branch{index}", chain(channels, *specs, layers=layers))
         self.conv2d = layers.conv(sum(specs[-1][0] for specs in branches), channels, 1, bias=True)
         self.scale = scale
-        self.act = layers.act() if activate else nn.Identity()
+        self.act = layers.act(channels) if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         residual = torch.cat([self.get_submodule(f"branch{i}")(x) for i in range(self.num_branches)], 1)

@@ -20,10 +20,10 @@ class DepthwiseSeparable(nn.Module):
         super().__init__()
         self.conv_dw = layers.conv(in_channels, in_channels, 3, stride=stride, groups=in_channels)
         self.bn1 = layers.norm(in_channels)
-        self.act1 = layers.act(nn.ReLU6)
+        self.act1 = layers.act(in_channels, nn.ReLU6)
         self.conv_pw = layers.conv(in_channels, out_channels, 1)
         self.bn2 = layers.norm(out_channels)
-        self.act2 = layers.act(nn.ReLU6)
+        self.act2 = layers.act(out_channels, nn.ReLU6)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv_dw(x)))
@@ -41,7 +41,7 @@ class MobileNetV1(nn.Module):
         channels = round_channels(32 * width_mult)
         self.conv_stem = layers.conv(in_channels, channels, 3, stride=2)
         self.bn1 = layers.norm(channels)
-        self.act1 = layers.act(nn.ReLU6)
+        self.act1 = layers.act(channels, nn.ReLU6)
         self.blocks = nn.Sequential()
         for width, depth in ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2)):
             group = nn.Sequential()

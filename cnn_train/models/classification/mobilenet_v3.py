@@ -130,7 +130,7 @@ class MobileNetV3(nn.Module):
         hidden_features = round_channels(hidden_features * width_mult)
         self.classifier = nn.Sequential(
             nn.Linear(self.avgpool.out_features, hidden_features),
-            layers.act(HS),
+            layers.act(hidden_features, HS),
             nn.Dropout(dropout),
             nn.Linear(hidden_features, num_classes),
         )

@@ -46,7 +46,7 @@ class NiN(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
         self.mlpconv3 = MLPConv(192, 3, 192, 192, layers=layers)
         self.score = layers.conv(192, num_classes, 1, bias=True)
-        self.act = layers.act()
+        self.act = layers.act(num_classes)
         self.avgpool = layers.global_pool(num_classes)
         self.flatten = nn.Flatten()
         features = self.avgpool.out_features

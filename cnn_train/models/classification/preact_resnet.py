@@ -48,10 +48,10 @@ class PreActBasicBlock(nn.Module):
     ):
         super().__init__()
         self.bn1 = layers.norm(in_channels)
-        self.act1 = layers.act()
+        self.act1 = layers.act(in_channels)
         self.conv1 = layers.conv(in_channels, channels, 3, stride=stride)
         self.bn2 = layers.norm(channels)
-        self.act2 = layers.act()
+        self.act2 = layers.act(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = layers.conv(channels, channels, 3)
         self.downsample = shortcut
@@ -81,13 +81,13 @@ class PreActBottleneck(nn.Module):
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.bn1 = layers.norm(in_channels)
-        self.act1 = layers.act()
+        self.act1 = layers.act(in_channels)
         self.conv1 = layers.conv(in_channels, channels, 1, stride=first)
         self.bn2 = layers.norm(channels)
-        self.act2 = layers.act()
+        self.act2 = layers.act(channels)
         self.conv2 = layers.conv(channels, channels, 3, stride=second)
         self.bn3 = layers.norm(channels)
-        self.act3 = layers.act()
+        self.act3 = layers.act(channels)
         self.conv3 = layers.conv(channels, channels * self.expansion, 1)
         self.downsample = shortcut
 
@@ -158,7 +158,7 @@ class PreActResNet(nn.Module):
         self.num_stages = len(depths)
 
         self.bn = layers.norm(channels)
-        self.act = layers.act()
+        self.act = layers.act(channels)
         self.avgpool = layers.global_pool(channels)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)

@@ -62,11 +62,11 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = layers.conv(in_channels, channels, 3, stride=stride)
         self.bn1 = layers.norm(channels)
-        self.act1 = layers.act()
+        self.act1 = layers.act(channels)
         self.conv2 = layers.conv(channels, channels, 3)
         self.bn2 = layers.norm(channels)
         self.downsample = shortcut
-        self.act2 = layers.act()
+        self.act2 = layers.act(channels)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = layers.conv(in_channels, width, 1, stride=first)
         self.bn1 = layers.norm(width)
-        self.act1 = layers.act()
+        self.act1 = layers.act(width)
         self.conv2 = layers.conv(width, width, 3, stride=second, groups=groups)
         self.bn2 = layers.norm(width)
-        self.act2 = layers.act()
+        self.act2 = layers.act(width)
         self.conv3 = layers.conv(width, channels * self.expansion, 1)
         self.bn3 = layers.norm(channels * self.expansion)
         self.downsample = shortcut
-        self.act3 = layers.act()
+        self.act3 = layers.act(channels * self.expansion)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class ResNet(nn.Module):
         else:
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
         self.bn1 = layers.norm(channels)
-        self.act1 = layers.act()
+        self.act1 = layers.act(channels)
         self.maxpool = layers.pool(3, 2, 1) if stem == "imagenet" else nn.Identity()
 
         if shortcut not in ("projection", "pad"):

@@ -78,10 +78,10 @@ class SENet(ResNet):
             conv1 = nn.Sequential(
                 layers.conv(in_channels, 64, 3, stride=2, bias=False),
                 layers.norm(64),
-                layers.act(),
+                layers.act(64),
                 layers.conv(64, 64, 3, bias=False),
                 layers.norm(64),
-                layers.act(),
+                layers.act(64),
                 layers.conv(64, self.conv1.out_channels, 3, bias=False),
             )
             layers.init(conv1, paper=he_convolutions)

@@ -49,7 +49,7 @@ class VGG(nn.Module):
                 self.features.append(layers.conv(channels, width, 3, bias=True))
                 if layers.has_norm:
                     self.features.append(layers.norm(width))
-                self.features.append(layers.act())
+                self.features.append(layers.act(width))
                 channels = width
             self.pools.append(len(self.features))
             self.features.append(layers.pool(2))
@@ -57,10 +57,10 @@ class VGG(nn.Module):
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
             nn.Linear(self.avgpool.out_features, 4096),
-            layers.act(),
+            layers.act(4096),
             nn.Dropout(dropout),
             nn.Linear(4096, 4096),
-            layers.act(),
+            layers.act(4096),
             nn.Dropout(dropout),
             nn.Linear(4096, num_classes),
         )

@@ -37,7 +37,7 @@ class Block(nn.Module):
         channels = in_channels
         for i, width in enumerate(widths):
             if i > 0 or start_with_act:
-                self.rep.append(layers.act())
+                self.rep.append(layers.act(channels))
             self.rep.append(SeparableConv2d(channels, width, bias=None, layers=layers))
             self.rep.append(layers.norm(width))
             channels = width
@@ -61,10 +61,10 @@ class Xception(nn.Module):
         super().__init__()
         self.conv1 = layers.conv(in_channels, 32, 3, stride=2, padding=0)
         self.bn1 = layers.norm(32)
-        self.act1 = layers.act()
+        self.act1 = layers.act(32)
         self.conv2 = layers.conv(32, 64, 3, padding=0)
         self.bn2 = layers.norm(64)
-        self.act2 = layers.act()
+        self.act2 = layers.act(64)
         self.block1 = Block(64, (128, 128), stride=2, start_with_act=False, layers=layers)
         self.block2 = Block(128, (256, 256), stride=2, layers=layers)
         self.block3 = Block(256, (728, 728), stride=2, layers=layers)
@@ -73,10 +73,10 @@ class Xception(nn.Module):
         self.block12 = Block(728, (728, 1024), stride=2, layers=layers)
         self.conv3 = SeparableConv2d(1024, 1536, bias=None, layers=layers)
         self.bn3 = layers.norm(1536)
-        self.act3 = layers.act()
+        self.act3 = layers.act(1536)
         self.conv4 = SeparableConv2d(1536, 2048, bias=None, layers=layers)
         self.bn4 = layers.norm(2048)
-        self.act4 = layers.act()
+        self.act4 = layers.act(2048)
         self.avgpool = layers.global_pool(2048)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)

@@ -28,10 +28,10 @@ class SeparableConvNorm(nn.Module):
         super().__init__()
         self.conv_dw = layers.conv(in_channels, in_channels, 3, stride=stride, groups=in_channels)
         self.bn_dw = layers.norm(in_channels)
-        self.act_dw = layers.act() if act else nn.Identity()
+        self.act_dw = layers.act(in_channels) if act else nn.Identity()
         self.conv_pw = layers.conv(in_channels, out_channels, 1)
         self.bn_pw = layers.norm(out_channels)
-        self.act_pw = layers.act() if act else nn.Identity()
+        self.act_pw = layers.act(out_channels) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act_dw(self.bn_dw(self.conv_dw(x)))
@@ -64,7 +64,7 @@ class XceptionModule(nn.Module):
         channels = in_channels
         for i, width in enumerate(widths, start=1):
             if residual:
-                self.stack.add_module(f"act{i}", layers.act())
+                self.stack.add_module(f"act{i}", layers.act(channels))
             conv = SeparableConvNorm(channels, width, stride=stride if i == 3 else 1, act=not residual, layers=layers)
             self.stack.add_module(f"conv{i}", conv)
             channels = width

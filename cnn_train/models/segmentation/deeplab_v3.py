@@ -37,7 +37,7 @@ class ImagePooling(nn.Sequential):
             nn.AdaptiveAvgPool2d(1),
             layers.conv(in_channels, out_channels, 1),
             layers.norm(out_channels),
-            layers.act(),
+            layers.act(out_channels),
             Bilinear(out_channels),
         )
 

@@ -69,11 +69,11 @@ class FCN(nn.Module):
 
         self.fc6 = layers.conv(512, 4096, 7, padding=0 if pad_input else 3, bias=True)
         self.bn6 = layers.norm(4096)
-        self.act6 = layers.act()
+        self.act6 = layers.act(4096)
         self.drop6 = nn.Dropout(dropout)
         self.fc7 = layers.conv(4096, 4096, 1, bias=True)
         self.bn7 = layers.norm(4096)
-        self.act7 = layers.act()
+        self.act7 = layers.act(4096)
         self.drop7 = nn.Dropout(dropout)
         self.score_fr = nn.Conv2d(4096, num_classes, 1)
         layers.init(self.fc6, paper=dense)
@@ -140,7 +140,7 @@ class FCNHead(nn.Sequential):
         super().__init__(
             layers.conv(in_channels, channels, 3),
             layers.norm(channels),
-            layers.act(),
+            layers.act(channels),
             nn.Dropout(dropout),
             nn.Conv2d(channels, num_classes, 1),
         )

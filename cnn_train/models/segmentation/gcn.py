@@ -35,7 +35,7 @@ class BoundaryRefinement(nn.Module):
     def __init__(self, num_classes: int, *, layers: LayerFactory):
         super().__init__()
         self.conv1 = layers.conv(num_classes, num_classes, 3, bias=True)
-        self.act = layers.act()
+        self.act = layers.act(num_classes)
         self.conv2 = layers.conv(num_classes, num_classes, 3, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:

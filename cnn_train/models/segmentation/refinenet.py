@@ -21,9 +21,9 @@ class ResidualConvUnit(nn.Module):
 
     def __init__(self, channels: int, *, layers: LayerFactory):
         super().__init__()
-        self.act1 = layers.act()
+        self.act1 = layers.act(channels)
         self.conv1 = layers.conv(channels, channels, 3, bias=True)
-        self.act2 = layers.act()
+        self.act2 = layers.act(channels)
         self.conv2 = layers.conv(channels, channels, 3, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class ChainedResidualPooling(nn.Module):
 
     def __init__(self, channels: int, *, blocks: int, layers: LayerFactory):
         super().__init__()
-        self.act = layers.act()
+        self.act = layers.act(channels)
         self.pools = nn.ModuleList([layers.pool(5, 1, 2) for _ in range(blocks)])
         self.convs = nn.ModuleList([layers.conv(channels, channels, 3, bias=True) for _ in range(blocks)])
 
