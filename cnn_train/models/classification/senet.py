@@ -43,12 +43,13 @@ class SENetBottleneck(SEBottleneck):
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1, layers: LayerFactory, **options: Any):
         super().__init__(in_channels, channels, stride=stride, groups=64, width_per_group=2, layers=layers, **options)
         width = out_channels = channels * self.expansion
-        self.conv1 = layers.conv(in_channels, channels, 1, bias=False)
+        self.conv1 = layers.conv(in_channels, channels, 1)
         self.bn1 = layers.norm(channels)
-        self.conv2 = layers.conv(channels, width, 3, stride=stride, groups=64, bias=False)
+        self.act1 = layers.act(channels)
+        self.conv2 = layers.conv(channels, width, 3, stride=stride, groups=64)
         if stride != 1:
             self.downsample = nn.Sequential(
-                layers.conv(in_channels, out_channels, 3, stride=stride, bias=False), layers.norm(out_channels)
+                layers.conv(in_channels, out_channels, 3, stride=stride), layers.norm(out_channels)
             )
 
 
@@ -76,13 +77,13 @@ class SENet(ResNet):
             return
         if deep_stem:
             conv1 = nn.Sequential(
-                layers.conv(in_channels, 64, 3, stride=2, bias=False),
+                layers.conv(in_channels, 64, 3, stride=2),
                 layers.norm(64),
                 layers.act(64),
-                layers.conv(64, 64, 3, bias=False),
+                layers.conv(64, 64, 3),
                 layers.norm(64),
                 layers.act(64),
-                layers.conv(64, self.conv1.out_channels, 3, bias=False),
+                layers.conv(64, self.conv1.out_channels, 3),
             )
             layers.init(conv1, paper=he_convolutions)
             self.add_module("conv1", conv1)
