@@ -4,8 +4,10 @@ The first bare word is the command, and without one it is `train`; everything wi
 Nothing here imports torch before the config is composed and checked, so that help and every config error come at once.
 """
 
+import errno
 import importlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnn_train import __version__
+from cnn_train import __version__, run_folder, signals
 from cnn_train.choices import Choices, nearest, read_yaml
 from cnn_train.errors import ConfigError, EnvError, UserError
 
@@ -122,22 +124,26 @@ def dispatch(arguments: Sequence[str]) -> int:
     return getattr(importlib.import_module(module), function)(line) or 0
 
 
-def guarded(run: Callable[[], int | None], debug: bool = False, folder: Path | None = None) -> int:
-    """Call `run`; whatever goes wrong becomes a line or two on stderr and an exit code.
+def guarded(
+    run: Callable[[], int | None],
+    debug: bool = False,
+    folder: Path | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> int:
+    """Call `run`; whatever goes wrong becomes a line or two on stderr, or is given to `tell`, and an exit code.
 
-    0 done, 2 command or config, 3 data, 4 environment, 5 diverged, 1 a bug, 130 Ctrl-C, 143 SIGTERM. The traceback of a
-    bug is written to crash.txt in `folder`, or to a temporary file; with `debug` it is shown.
+    0 done, 2 command or config, 3 data, 4 environment, 5 diverged, 1 a bug, 128 + n signal n. The traceback is in the
+    run folder's log.txt; that of a bug before there is a folder is in a temporary file; with `debug` it is shown.
     """
     debug = debug or os.environ.get("CNN_TRAIN_DEBUG", "") not in ("", "0")
     try:
-        return run() or 0
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        show_error(str(error), getattr(error, "__notes__", ()))
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        with signals.raised():
+            return run() or 0
+    except signals.Interrupted as stop:
+        (tell or show)("\n".join([str(stop), *getattr(stop, "__notes__", ())]))
+        return stop.exit_code
+    except KeyboardInterrupt:  # not in the main thread, where it is Interrupted
+        (tell or show)("stopped")
         return 130
     except BrokenPipeError:  # `cnn-train list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,27 +151,45 @@ def guarded(run: Callable[[], int | None], debug: bool = False, folder: Path | N
     except Exception as error:
         if debug:
             traceback.print_exc()
-        # By name, since this must not import torch: the GPU's memory is the machine's matter, not a bug.
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            show_error(
-                "out of memory: " + first_line(error),
-                ["try: a smaller data.batch_size, with trainer.accumulate=2 for the same gradient"],
-            )
-            return EnvError.exit_code
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing and not missing.startswith("cnn_train"):
-            show_error(f"the package {missing} is not installed", [f"try: pip install {missing.partition('.')[0]}"])
-            return EnvError.exit_code
-        path = write_crash(folder)
-        show_error(f"unexpected {type(error).__name__}: {first_line(error)}", [f"traceback: {path}"])
-        return 1
-    except BaseException as stop:
-        # Training that a signal ended; its class lives beside torch.
-        code = getattr(stop, "exit_code", None)
-        if code is None:
-            raise
-        print(stop, file=sys.stderr)
-        return int(code)
+        message, notes, code = explain(error)
+        if code == 1:
+            notes = [f"traceback: {getattr(error, 'logged_in', None) or write_crash(folder)}"]
+        if tell is not None:
+            tell("\n".join([message, *notes]))
+        else:
+            show_error(message, notes)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, Iterable[str], int]:
+    """What to tell of an error, what to try, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), getattr(error, "__notes__", ()), error.exit_code
+    # By name, since this must not import torch: the GPU's memory is the machine's matter, not a bug.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: " + first_line(error), [], EnvError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left to write{where}: {error.strerror}; free some, then resume", [], EnvError.exit_code
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and not missing.startswith("cnn_train"):
+        package = missing.partition(".")[0]
+        return f"the package {package} is not installed", [f"try: {pip_line(package)}"], EnvError.exit_code
+    return f"unexpected {type(error).__name__}: {first_line(error)}", [], 1
+
+
+def pip_line(package: str) -> str:
+    """How to install a package, as one of our extras where it is one."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        wanted = metadata("cnn-train").get_all("Requires-Dist") or []
+    except PackageNotFoundError:
+        wanted = []
+    for line in wanted:
+        if line.startswith(package) and (extra := re.search(r"extra == ['\"](?!dev)(\w+)['\"]", line)):
+            return f"pip install 'cnn-train[{extra[1]}]'"
+    return f"pip install {package}"
 
 
 def first_line(error: BaseException) -> str:
@@ -173,22 +197,24 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
-def write_crash(folder: Path | None) -> Path:
+def write_crash(folder: Path | None) -> Path | str:
     """Keep the current exception's traceback, without local variables, which may hold secrets."""
     text = f"{shlex.join(['cnn-train', *sys.argv[1:]])}\n\n{traceback.format_exc()}"
     try:
-        path = (folder or Path(tempfile.mkdtemp(prefix="cnn-train-"))) / "crash.txt"
-        path.write_text(text, encoding="utf-8")
+        return run_folder.log(folder or Path(tempfile.mkdtemp(prefix="cnn-train-")), text) or "could not be written"
     except OSError as error:
-        return Path(f"(could not be written: {error.strerror})")
-    return path
+        return f"could not be written: {error.strerror}"
 
 
 def show_error(message: str, notes: Iterable[str] = ()) -> None:
     paint = Paint(sys.stderr)
     lines = [paint("error:", "1;31") + " " + " ".join(message.split())]
     lines += ["  " + note for note in notes]
-    print("\n".join(lines[:6]), file=sys.stderr)
+    show("\n".join(lines[:6]))
+
+
+def show(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 class Paint:

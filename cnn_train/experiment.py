@@ -1,14 +1,13 @@
 """The parts of an experiment, each built from its config: `train` and `evaluate` put them together."""
 
 import copy
-import json
 import logging
 import os
-import subprocess
+import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from cnn_train import __version__, checkpoint, run_folder
 from cnn_train.callbacks import display
 from cnn_train.callbacks.callback import Callback
 from cnn_train.callbacks.checkpoints import Checkpoints, EarlyStopping
+from cnn_train.callbacks.finite import LossWatch, NotFinite
 from cnn_train.callbacks.health import Health
 from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
 from cnn_train.config import build, build_layers
 from cnn_train.data.data import Data
-from cnn_train.errors import ConfigError, DivergedError, EnvError
+from cnn_train.errors import ConfigError, DivergedError, EnvError, UserError
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
@@ -117,6 +117,8 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
         overfit_batches=options.overfit_batches,
         same_batches=options.overfit_batches > 0 or options.smoke,
         log_every=options.log_every,
+        split_batches=None if options.split_batches == "auto" else options.split_batches,
+        skip_not_finite=options.on_nan == "skip",
     )
     weights = cfg.loss.get("class_weights")
     if weights == "auto":
@@ -171,8 +173,11 @@ def build_callbacks(cfg: DictConfig, task: Task, folder: Path) -> Callbacks:
         lambda: description(cfg, task.data),
         options.checkpoint.every_minutes,
         options.checkpoint.every_steps,
+        options.checkpoint.keep_best,
     )
-    others: list[Callback] = [TensorBoard(options.samples)] if cfg.logger is not None else []
+    others: list[Callback] = [NotFinite(folder, cfg.trainer.on_nan), LossWatch()]
+    if cfg.logger is not None:
+        others.append(TensorBoard(options.samples))
     if options.health.every is not None:
         others.append(Health(options.health.every, activations=not cfg.trainer.compile))
     progress = display.choose(cfg.trainer.progress) if rank() == 0 else "none"
@@ -199,7 +204,7 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
     """What a checkpoint says of itself, as plain data."""
     return {
         "cnn_train": __version__,
-        "config": OmegaConf.to_container(cfg, resolve=False),
+        "config": OmegaConf.to_container(OmegaConf.create(run_folder.mask(OmegaConf.to_yaml(cfg))), resolve=False),
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
     }
@@ -239,19 +244,27 @@ def devices(cfg: DictConfig) -> int | list[int]:
 
 def precision(cfg: DictConfig) -> Any:
     """`auto`: mixed bf16 on a GPU that has it, else mixed fp16; fp32 elsewhere."""
-    if cfg.trainer.precision != "auto":
-        return cfg.trainer.precision
+    wanted = cfg.trainer.precision
+    if wanted == "16-mixed" and accelerator(cfg) == "cpu":
+        raise EnvError("trainer.precision=16-mixed needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
+    if wanted == "64-true" and accelerator(cfg) == "mps":
+        raise EnvError("trainer.precision=64-true is not to be had on an Apple GPU; use 32-true, or trainer=cpu")
+    if wanted != "auto":
+        return wanted
     if accelerator(cfg) != "gpu":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, saved: dict[str, Any] | None = None) -> L.Trainer:
+    """Lightning's trainer; `saved` is the state that training goes on from."""
     options = cfg.trainer
     logger = None
     if cfg.logger is not None:
-        logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
-    return L.Trainer(
+        # Points of steps that will be done again go from the curves.
+        purge = {"purge_step": saved["progress"]["step"] + 1} if saved is not None else {}
+        logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False, **purge)
+    trainer = L.Trainer(
         accelerator=accelerator(cfg),
         devices=devices(cfg),
         strategy=options.strategy,
@@ -271,21 +284,15 @@ def build_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         # A resumed epoch has fewer calls than those after it.
         reload_dataloaders_every_n_epochs=1,
     )
+    # Lightning's handlers would broadcast from within a signal; ours are set already.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
-def needs_processes(cfg: DictConfig) -> bool:
-    """Whether several processes must be started, from a command that starts just this run."""
-    count = devices(cfg)
-    return (len(count) if isinstance(count, list) else count) > 1 and "CNN_TRAIN_WORKER" not in os.environ
-
-
-def train_in_processes(folder: Path, resume: bool) -> dict[str, float]:
-    """Train in a fresh process, which Lightning can start again for each rank."""
-    command = [sys.executable, "-m", "cnn_train.worker", str(folder), *(["--resume"] if resume else [])]
-    code = subprocess.call(command)
-    if code:
-        raise SystemExit(code)
-    return json.loads((folder / "metrics.json").read_text())
+def num_processes(cfg: DictConfig) -> int:
+    """How many processes train, one for each device."""
+    found = devices(cfg)
+    return len(found) if isinstance(found, list) else found
 
 
 @contextmanager
@@ -311,21 +318,84 @@ def quiet_libraries() -> Iterator[None]:
 # -- Running ---------------------------------------------------------------------------------------------
 
 
-def restore(folder: Path, task: Task, callbacks: Callbacks, trainer: L.Trainer) -> str:
-    """Set task, callbacks and Lightning's epoch counter to the state of last.ckpt; says where training goes on."""
-    state = checkpoint.load(folder / "last.ckpt")
-    task.resume_state = state
-    callbacks.checkpoints.restore(state)
-    epoch = state["progress"]["epoch"]
-    if epoch >= task.recipe.max_epochs:
+def saved_state(folder: Path) -> dict[str, Any] | None:
+    """The state to go on from, None if none was saved yet; tells of a damaged checkpoint."""
+    state, told = checkpoint.load_newest(folder)
+    if told and rank() == 0:
+        print(told, file=sys.stderr)
+    return state
+
+
+def restore(state: dict[str, Any] | None, folder: Path, task: Task, callbacks: Callbacks, trainer: L.Trainer) -> str:
+    """Set task, callbacks and Lightning's epoch counter to a saved state; says where training goes on."""
+    if state is None:
+        return "from the first step: no checkpoint had been saved"
+    epoch, step = state["progress"]["epoch"], state["progress"]["step"]
+    results = folder / "metrics.json"
+    if epoch >= task.recipe.max_epochs and results.is_file():
         raise ConfigError(
             f"{folder} has done all its {epoch} epochs; for more: "
             f"cnn-train resume {folder} trainer.max_epochs={2 * epoch}"
         )
+    if rank() == 0:
+        results.unlink(missing_ok=True)
+    check_same_network(state, task, folder)
+    task.resume_state = state
+    callbacks.checkpoints.restore(state)
     callbacks.metrics_file.keep_until(epoch)
     counter: Any = trainer.fit_loop.epoch_progress.current
     counter.ready = counter.started = counter.processed = counter.completed = epoch
-    return f"from step {state['progress']['step']:,}, epoch {epoch + 1}"
+    return f"from step {step:,}, epoch {epoch + 1}"
+
+
+def check_same_network(state: dict[str, Any], task: Task, folder: Path) -> None:
+    """ConfigError if a checkpoint is of another network than the config's."""
+    saved = {name: tuple(value.shape) for name, value in state["network"].items()}
+    built = {name: tuple(value.shape) for name, value in task.network.state_dict().items()}
+    if saved == built:
+        return
+    name = next(name for name in [*saved, *built] if saved.get(name) != built.get(name))
+    raise ConfigError(
+        f"the checkpoint in {folder} is of another network: {name} is {saved.get(name, 'absent')} there and "
+        f"{built.get(name, 'absent')} by config.yaml; restore that file, or start anew with weights={folder}/best.ckpt"
+    )
+
+
+@contextmanager
+def saved_at_errors(task: Task) -> Iterator[None]:
+    """Within: an error keeps the state that was reached, if it is that between two updates."""
+    try:
+        yield
+    except Exception as error:
+        if task.between_updates:
+            task.leave_evaluation()
+            with suppress(UserError, RuntimeError):
+                for callback in task.callbacks:
+                    callback.on_error(task)
+        if is_out_of_memory(error):
+            raise EnvError(out_of_memory(task, error)) from error
+        raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or allocator
+
+
+def out_of_memory(task: Task, error: Exception) -> str:
+    """What needed how much, and how the same batch fits."""
+    text = " ".join(str(error).split())
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    capacity = re.search(r"total capacity of ([\d.]+ \w+)", text)
+    shape = "x".join(map(str, (task.data.in_channels, *task.data.image_size)))
+    return (
+        f"out of memory in step {task.progress.step + 1}: a batch of {task.data.batch_size} images of {shape} in "
+        f"{task.split_batches} part(s)"
+        + (f" asked for {asked[1]} more" if asked else "")
+        + (f" than is free of {capacity[1]}" if capacity else "")
+        + f"; trainer.split_batches={2 * task.split_batches} gives the same gradient in less memory, "
+        "trainer.split_batches=auto finds what fits"
+    )
 
 
 def show_header(cfg: DictConfig, task: Task, trainer: L.Trainer, folder: Path, start: str = "") -> None:

@@ -2,22 +2,29 @@
 
 config.yaml        the composed config, complete          metrics.csv    one row per epoch
 command.txt        what was typed                         metrics.json   final metrics
-environment.json   versions, machine, git commit          best.ckpt, last.ckpt
-git.diff           uncommitted changes, if any            tensorboard/, pictures/, log.txt
+environment.json   versions, machine, git commit          best.ckpt, last.ckpt, previous.ckpt
+git.diff           uncommitted changes, if any            tensorboard/, pictures/
+log.txt            every start and end, with the traceback of an error
+
+Secrets are masked in all of them.
 """
 
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cnn_train.errors import EnvError
+from cnn_train.signals import Interrupted
 
 PACKAGES = ("cnn-train", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
@@ -39,6 +46,91 @@ def create(parent: Path) -> Path:
             f"cannot create a run folder in {parent}: {error.strerror}; set output_dir to a writable folder"
         ) from error
     raise EnvError(f"{parent} already holds 10,000 runs of this second; set another output_dir")
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Within: no other process trains in this folder, what a killed one left is gone, and log.txt tells how it ends.
+
+    Of an error log.txt has the traceback. Only the first of several processes does this. Raises EnvError.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    descriptor = _lock(folder)
+    try:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        log(folder, command_line())
+        yield
+        log(folder, "done")
+    except Exception as error:
+        error.logged_in = log(folder, traceback.format_exc())  # type: ignore[attr-defined]
+        raise
+    except Interrupted as stop:
+        log(folder, str(stop))
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, patience: float = 8.0) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where that is not possible.
+
+    A killed run's data workers hold its lock for a few seconds more.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise EnvError(f"another process trains in {folder}; stop it first, or wait for its end") from error
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+
+
+def log(folder: Path, text: str) -> Path | None:
+    """Add to the folder's log.txt, with the time; where it was written, if it could be."""
+    path = folder / "log.txt"
+    with suppress(OSError):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {mask(text).rstrip()}\n")
+        return path
+    return None
+
+
+# Names of settings and variables that hold secrets, and how some secrets look by themselves.
+_SECRET_NAME = r"[\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|credential)[\w-]*"
+_SECRETS = (
+    re.compile(rf"(?im)^(\s*(?:- )?{_SECRET_NAME}\s*:[ \t]+)(?!null\b|true\b|false\b|[\d.]+\s*$|['\"]?\$\{{)\S.*$"),
+    re.compile(rf"(?i)(\b{_SECRET_NAME}=)(?!null\b|[\d.]+\b|['\"]?\$\{{)[^\s,;&'\"]+"),
+    re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
+    re.compile(
+        r"()\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|github_pat_\w{20,}|hf_\w{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
+        r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
+    ),
+)
+
+
+def mask(text: str) -> str:
+    """The text with what looks like a secret replaced by HIDDEN: by its name or form, or from the environment."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1HIDDEN", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and re.fullmatch(_SECRET_NAME, name, re.IGNORECASE):
+            text = text.replace(value, "HIDDEN")
+    return text
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,8 +158,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def describe(folder: Path, config_yaml: str, command: str) -> None:
     """Write config, command, versions and the git state into `folder`."""
-    write_text(folder / "config.yaml", config_yaml)
-    write_text(folder / "command.txt", command + "\n")
+    write_text(folder / "config.yaml", mask(config_yaml))
+    write_text(folder / "command.txt", mask(command) + "\n")
     commit, diff = git_state()
     environment = {
         "python": platform.python_version(),
@@ -79,7 +171,7 @@ def describe(folder: Path, config_yaml: str, command: str) -> None:
     }
     write_json(folder / "environment.json", environment)
     if diff:
-        write_text(folder / "git.diff", diff)
+        write_text(folder / "git.diff", mask(diff))
 
 
 def installed(package: str) -> str | None:

@@ -28,7 +28,9 @@ class TrainerConfig:
     max_epochs: int = field(metadata={"least": 1})
     limit_batches: int | None = field(metadata={"least": 1})
     accumulate: int = field(metadata={"least": 1})
+    split_batches: int | Literal["auto"] = field(metadata={"least": 1})
     gradient_clip: float | None = field(metadata={"above": 0})
+    on_nan: Literal["stop", "skip", "rollback"]
     ema: float = field(metadata={"least": 0, "below": 1})
     decay_norm_and_bias: bool
     decoder_lr_ratio: float = field(metadata={"above": 0})
@@ -48,6 +50,7 @@ class TrainerConfig:
 class CheckpointConfig:
     every_minutes: float | None = field(metadata={"above": 0})
     every_steps: int | None = field(metadata={"least": 1})
+    keep_best: int = field(metadata={"least": 1})
 
 
 @dataclass

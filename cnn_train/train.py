@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnn_train import run_folder
+from cnn_train import processes, run_folder
 
 
 def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> dict[str, float]:
@@ -20,21 +20,22 @@ def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> 
         folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
         run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
     if resume:
-        run_folder.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    if experiment.needs_processes(cfg):
-        return experiment.train_in_processes(folder, resume)
+        run_folder.write_text(folder / "config.yaml", run_folder.mask(OmegaConf.to_yaml(cfg)))
+    if (count := experiment.num_processes(cfg)) > 1 and not processes.is_one_of_several():
+        return processes.train(folder, resume, count)
 
-    with experiment.quiet_libraries(), ExitStack() as stack:
+    with run_folder.in_use(folder), experiment.quiet_libraries(), ExitStack() as stack:
         network, data = experiment.build_network_and_data(cfg)
         task = experiment.build_task(cfg, network, data)
         callbacks = experiment.build_callbacks(cfg, task, folder)
-        trainer = experiment.build_trainer(cfg, folder)
-        start = experiment.restore(folder, task, callbacks, trainer) if resume else ""
+        saved = experiment.saved_state(folder) if resume else None
+        trainer = experiment.build_trainer(cfg, folder, saved)
+        start = experiment.restore(saved, folder, task, callbacks, trainer) if resume else ""
         experiment.show_header(cfg, task, trainer, folder, start)
 
-        stack.enter_context(callbacks.checkpoints.signals())
         stack.callback(callbacks.display.close)
-        trainer.fit(task)
+        with callbacks.checkpoints.signals(), experiment.saved_at_errors(task):
+            trainer.fit(task)
 
         metrics = experiment.evaluate_best(task, trainer, folder)
         if trainer.is_global_zero:

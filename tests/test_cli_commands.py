@@ -216,9 +216,9 @@ def test_a_bug_leaves_a_traceback_in_a_file_without_local_variables(capsys, tmp_
 
     assert cli.guarded(run, folder=tmp_path) == 1
     assert capsys.readouterr().err == (
-        f"error: unexpected RuntimeError: several\n  traceback: {tmp_path / 'crash.txt'}\n"
+        f"error: unexpected RuntimeError: several\n  traceback: {tmp_path / 'log.txt'}\n"
     )
-    crash = (tmp_path / "crash.txt").read_text()
+    crash = (tmp_path / "log.txt").read_text()
     assert "Traceback" in crash and "hunter2" not in crash
 
 

@@ -4,6 +4,8 @@ Everything random in a step is a function of (seed, step), and every batch of (s
 from a checkpoint repeats exactly what an undisturbed run does.
 """
 
+import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 
 from cnn_train.callbacks.callback import Callback
 from cnn_train.data.data import Batch, Data
-from cnn_train.errors import DivergedError
 from cnn_train.tasks.optim import EMA, faster_decoder, parameter_groups
 from cnn_train.tasks.pictures import Picture
+
+log = logging.getLogger(__name__)
 
 # One call of Lightning's loop costs about 0.6 ms, a step of LeNet-5 16 ms: several steps share a call.
 STEPS_PER_CALL = 8
@@ -42,6 +45,8 @@ class Recipe:
     overfit_batches: int = 0
     same_batches: bool = False
     log_every: int = 50
+    split_batches: int | None = 1  # None: as many parts as memory needs
+    skip_not_finite: bool = False
 
 
 @dataclass
@@ -77,7 +82,8 @@ class Calls:
     """What Lightning's training loop iterates over: the number of steps that each call of `training_step` does."""
 
     def __init__(self, steps: int, per_call: int):
-        self.calls = [min(per_call, steps - first) for first in range(0, steps, per_call)]
+        # An epoch without a step left still has its end: Lightning leaves out epochs without calls.
+        self.calls = [min(per_call, steps - first) for first in range(0, steps, per_call)] or [0]
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -134,6 +140,9 @@ class Task(L.LightningModule):
         self.resume_state: dict[str, Any] | None = None
         self.ema: EMA | None = None
         self.validated = False
+        self.between_updates = True
+        self.split_batches = recipe.split_batches or 1
+        self._poison: Tensor | None = None
         self._averaged = ExitStack()
         self._batches: Iterator[Batch] = iter(())
 
@@ -187,8 +196,8 @@ class Task(L.LightningModule):
         if (ratio := self.recipe.decoder_lr_ratio) != 1:
             encoder = self.network.get_submodule("backbone")
             groups = faster_decoder(groups, encoder, _default_of(self.recipe.optimizer, "lr"), ratio)
-        fused = {"fused": True} if self.device.type == "cuda" and _takes(self.recipe.optimizer, "fused") else {}
-        self.optimizer = self.recipe.optimizer(groups, **fused)
+        self._fused = self.device.type == "cuda" and _takes(self.recipe.optimizer, "fused")
+        self.optimizer = self.recipe.optimizer(groups, **({"fused": True} if self._fused else {}))
         for group in self.optimizer.param_groups:
             group["base_lr"] = group["lr"]
         return self.optimizer
@@ -202,11 +211,56 @@ class Task(L.LightningModule):
         self.progress.total_steps = steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
         self.sums = Sums.zero(self.device)
+        waits = (
+            self.device.type == "cpu" or self.recipe.skip_not_finite or not self._fused or self._scaler() is not None
+        )
+        self._poison = None if waits else torch.zeros((), device=self.device)
+        self._running = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         if self.recipe.ema:
             self.ema = EMA(self.network, self.recipe.ema)
         if self.resume_state is not None:
             self.load_training_state(self.resume_state)
             self.resume_state = None
+        elif self.recipe.split_batches is None:
+            self._fit_memory()
+        for callback in self.callbacks:
+            callback.on_fit_start(self)
+
+    def _fit_memory(self) -> None:
+        """Double the parts of a batch until one goes through the network and back; all else is left as it was.
+
+        Two tensors as large as the weights stand for the state that an optimizer will have.
+        """
+        batch = next(
+            self.data.train_batches(
+                0, device=self.device, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+            )
+        )
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        self.network.train()
+        ballast: list[Tensor] = []
+        while True:
+            try:
+                ballast = [torch.empty_like(p) for p in self.parameters_in_order for _ in range(2)]
+                with self.trainer.precision_plugin.forward_context():
+                    self._gradients(self._to_network(batch.images), batch.targets, 1)
+                break
+            except torch.OutOfMemoryError:
+                if self.split_batches >= len(batch.images):
+                    raise
+                self.split_batches = min(2 * self.split_batches, len(batch.images))
+            finally:
+                ballast.clear()
+                self.optimizer.zero_grad(set_to_none=True)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if self.trainer.world_size > 1:
+            most = self.trainer.strategy.reduce(torch.tensor(self.split_batches, device=self.device), reduce_op="max")
+            self.split_batches = int(most)
+        if self.trainer.is_global_zero and self.split_batches > 1:
+            log.warning("a batch of %d goes in %d parts: that fits in memory", self.data.batch_size, self.split_batches)
 
     def train_dataloader(self) -> Calls:
         # DDP synchronizes gradients once per call of its forward, which is this module's training_step.
@@ -234,32 +288,54 @@ class Task(L.LightningModule):
         progress, recipe = self.progress, self.recipe
         torch.manual_seed(step_seed(recipe.seed, progress.step))
         accumulate, position = recipe.accumulate, progress.step_in_epoch
-        group_size = min(accumulate, progress.steps_per_epoch - position // accumulate * accumulate)
-        last_of_group = (position + 1) % accumulate == 0 or position + 1 == progress.steps_per_epoch
+        first_of_group = position - position % accumulate
+        group_size = min(accumulate, progress.steps_per_epoch - first_of_group)
+        last_of_group = position + 1 == first_of_group + group_size
+        self.between_updates = False
+        if recipe.skip_not_finite and position == first_of_group:
+            self._running_before = [buffer.clone() for buffer in self._running]
 
         images = self._to_network(batch.images)
-        outputs = self.network(images)
-        scores = outputs[0] if isinstance(outputs, tuple) else outputs
-        loss = self.total_loss(outputs, batch.targets)
-        self.manual_backward(loss / group_size if group_size > 1 else loss)
-
-        norm = None
+        loss, correct, count = self._gradients(images, batch.targets, group_size)
+        finite = True
         if last_of_group:
             lr = self._set_learning_rate(progress.step - position % accumulate)
-            norm = self._update()
+            norm, finite = self._update(loss)
+            self.curve.append((progress.step + 1, lr, loss, norm))
         progress.step += 1
         progress.images += len(images) * self.trainer.world_size
-
-        with torch.no_grad():
-            correct, count = self.count_correct(scores, batch.targets)
-            self.sums.loss += loss.detach() * len(images)
+        if finite:
+            self.sums.loss += loss * len(images)
             self.sums.correct += correct
             self.sums.count += count
             self.sums.images += len(images)
-        if norm is not None:
-            self.curve.append((progress.step, lr, loss.detach(), norm))
-            if len(self.curve) >= recipe.log_every:
-                self.flush_curve()
+        else:
+            self.check_finite()
+        self.between_updates = last_of_group
+        if last_of_group and progress.step // recipe.log_every > (progress.step - group_size) // recipe.log_every:
+            self.flush_curve()
+
+    def _gradients(self, images: Tensor, targets: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a batch's share of its group's gradient; its loss, correct predictions and countable targets."""
+        parts = min(self.split_batches, len(images))
+        if parts == 1:
+            return self._backward(images, targets, 1 / group_size)
+        # The weighted sum over the parts is the batch's mean loss, in the memory of one part.
+        results = []
+        for part, labels in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            share = len(part) / len(images)
+            loss, correct, count = self._backward(part, labels, share / group_size)
+            results.append((loss * share, correct, count))
+        loss, correct, count = (torch.stack(values).sum(0) for values in zip(*results, strict=True))
+        return loss, correct, count
+
+    def _backward(self, images: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self.network(images)
+        scores = outputs[0] if isinstance(outputs, tuple) else outputs
+        loss = self.total_loss(outputs, targets)
+        self.manual_backward(loss * weight if weight != 1 else loss)
+        with torch.no_grad():
+            return loss.detach(), *self.count_correct(scores, targets)
 
     def _to_network(self, images: Tensor) -> Tensor:
         """Images in the memory format and the type of the weights; mixed precision casts later, by itself."""
@@ -281,9 +357,16 @@ class Task(L.LightningModule):
             group["lr"] = group["base_lr"] * factor
         return self.optimizer.param_groups[0]["lr"]
 
-    def _update(self) -> Tensor:
-        """Clip, step, average; returns the gradient norm before clipping."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _update(self, loss: Tensor) -> tuple[Tensor, bool]:
+        """Clip, step, average. Returns the gradient norm before clipping, and False if the step was found not finite.
+
+        No weight takes a gradient that is not finite, nor one after it. A fused optimizer on a GPU is told so there, so
+        that nothing waits, and `check_finite` finds it later; elsewhere it is found here.
+        """
+        scaler = self._scaler()
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         limit = self.recipe.gradient_clip
@@ -292,40 +375,64 @@ class Task(L.LightningModule):
             norm = nn.utils.get_total_norm(gradients)
         else:
             norm = nn.utils.clip_grad_norm_(self.parameters_in_order, limit)
-        if scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
-        else:
+        # With a scaler, infinite gradients are no news: it leaves out the step. The norm is the same in all processes.
+        decisive = loss if scaler is not None else norm if self.trainer.world_size > 1 else loss + norm
+        finite = True
+        if self._poison is not None:
+            self._poison = self._poison.add(decisive, alpha=0)  # stays 0, or becomes and stays NaN
+            self.optimizer.found_inf = (self._poison != 0).float()  # type: ignore[attr-defined]
+        elif self.device.type == "cpu" or scaler is None or self.recipe.skip_not_finite:
+            finite = math.isfinite(float(decisive))
+        if finite and scaler is None:
             self.optimizer.step()
+        elif finite:
+            scaler.step(self.optimizer)
+        if scaler is not None:
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
+        if self.ema is not None and finite:
             self.ema.update()
-        return norm
+        return norm, finite
+
+    def check_finite(self) -> None:
+        """Tell the callbacks if the loss or the gradient of a step since the last flush was not finite."""
+        scaled = self._scaler() is not None
+        for index, (step, _, loss, norm) in enumerate(self._points()):
+            if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
+                del self.curve[index:]
+                if self._poison is not None:
+                    self._poison.zero_()
+                for callback in self.callbacks:
+                    callback.on_not_finite(self, step)
+                if self.recipe.skip_not_finite:
+                    for buffer, before in zip(self._running, self._running_before, strict=True):
+                        buffer.copy_(before)
+                return
 
     def flush_curve(self) -> None:
-        """Bring the losses since the last flush to the host, stop if one is not finite, and log the last point."""
+        """Bring the losses since the last flush to the host and log their means, if all is finite."""
+        self.check_finite()
         if not self.curve:
             return
-        losses = torch.stack([loss for _, _, loss, _ in self.curve]).tolist()
-        norms = torch.stack([norm for _, _, _, norm in self.curve]).tolist()
-        for (step, lr, _, _), loss, norm in zip(self.curve, losses, norms, strict=True):
-            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-            if not _finite(loss) or (not _finite(norm) and not scaled):
-                raise DivergedError(
-                    f"training diverged at step {step} (epoch {self.progress.epoch + 1}): loss {loss:.4g}, gradient "
-                    f"norm {norm:.4g}, learning rate {lr:.3g}; try a smaller optimizer.lr, a warmup or "
-                    "trainer.gradient_clip=1"
-                )
-        self.step_losses += losses
-        step, lr = self.curve[-1][:2]
-        window = len(losses)
+        points = self._points()
+        self.step_losses += [loss for _, _, loss, _ in points]
+        step, lr, _, _ = points[-1]
         self.curve.clear()
         if self.logger is not None:
-            values = {"train/loss_step": sum(losses) / window, "lr": lr, "train/gradient_norm": sum(norms) / window}
-            self.logger.log_metrics(values, step)
+            loss, norm = (sum(point[i] for point in points) / len(points) for i in (2, 3))
+            self.logger.log_metrics({"train/loss_step": loss, "lr": lr, "train/gradient_norm": norm}, step)
+
+    def _points(self) -> list[tuple[int, float, float, float]]:
+        """The curve's points that are not logged yet: step, learning rate, loss, gradient norm."""
+        if not self.curve:
+            return []
+        losses = torch.stack([loss for _, _, loss, _ in self.curve]).tolist()
+        norms = torch.stack([norm for _, _, _, norm in self.curve]).tolist()
+        return [(step, lr, *values) for (step, lr, _, _), *values in zip(self.curve, losses, norms, strict=True)]
 
     def on_train_epoch_end(self) -> None:
         self.flush_curve()
+        self.between_updates = False
         totals = torch.stack([getattr(self.sums, f.name) for f in fields(Sums)])
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
@@ -334,6 +441,7 @@ class Task(L.LightningModule):
         self.progress.epoch += 1
         for callback in self.callbacks:
             callback.on_epoch_end(self)
+        self.between_updates = True
 
     def on_fit_end(self) -> None:
         for callback in self.callbacks:
@@ -343,7 +451,7 @@ class Task(L.LightningModule):
 
     def training_state(self) -> dict[str, Any]:
         """Everything that the continuation of training needs, as plain data and tensors."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._scaler()
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -353,6 +461,8 @@ class Task(L.LightningModule):
             "sums": [getattr(self.sums, f.name).cpu() for f in fields(Sums)],
             "metrics": dict(self.metrics),
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
+            "curve": [list(point) for point in self._points()],
+            "split_batches": self.split_batches,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -361,13 +471,18 @@ class Task(L.LightningModule):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._scaler()
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         self.sums = Sums(*(value.to(self.device) for value in state["sums"]))
         self.metrics = dict(state["metrics"])
+        self.split_batches = state["split_batches"]
+        self.curve = [
+            (step, lr, torch.tensor(loss, device=self.device), torch.tensor(norm, device=self.device))
+            for step, lr, loss, norm in state["curve"]
+        ]
 
     def load_for_evaluation(self, state: dict[str, Any]) -> None:
         """Take the weights of a checkpoint, the averaged ones where there are some, and its metrics."""
@@ -421,10 +536,17 @@ class Task(L.LightningModule):
         self._averaged.close()
         self.validated = self.validated or split == "val"
 
+    def leave_evaluation(self) -> None:
+        """Put back the weights that are trained."""
+        self._averaged.close()
+
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.state.fn == "fit":
+            for callback in self.callbacks:
+                callback.on_validation_step(self)
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -446,10 +568,6 @@ def step_seed(seed: int, step: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return (x ^ (x >> 31)) >> 1
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _takes(optimizer: Callable[..., Any], name: str) -> bool:
