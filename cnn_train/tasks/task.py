@@ -6,13 +6,14 @@ from a checkpoint repeats exactly what an undisturbed run does.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from cnn_train.callbacks.callback import Callback
@@ -286,7 +287,7 @@ class Task(L.LightningModule):
 
     def _train_batch(self, batch: Batch) -> None:
         progress, recipe = self.progress, self.recipe
-        torch.manual_seed(step_seed(recipe.seed, progress.step))
+        seed_generators(step_seed(recipe.seed, progress.step), self.device)
         accumulate, position = recipe.accumulate, progress.step_in_epoch
         first_of_group = position - position % accumulate
         group_size = min(accumulate, progress.steps_per_epoch - first_of_group)
@@ -333,7 +334,11 @@ class Task(L.LightningModule):
         outputs = self.network(images)
         scores = outputs[0] if isinstance(outputs, tuple) else outputs
         loss = self.total_loss(outputs, targets)
-        self.manual_backward(loss * weight if weight != 1 else loss)
+        loss_share = loss * weight if weight != 1 else loss
+        if isinstance(self.trainer.strategy, SingleDeviceStrategy) and self._scaler() is None:
+            loss_share.backward()  # without Lightning's hooks around it, 0.1 ms
+        else:
+            self.manual_backward(loss_share)
         with torch.no_grad():
             return loss.detach(), *self.count_correct(scores, targets)
 
@@ -371,8 +376,7 @@ class Task(L.LightningModule):
             scaler.unscale_(self.optimizer)
         limit = self.recipe.gradient_clip
         if limit is None:
-            gradients = [p.grad for p in self.parameters_in_order if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            norm = gradient_norm(self.parameters_in_order)
         else:
             norm = nn.utils.clip_grad_norm_(self.parameters_in_order, limit)
         # With a scaler, infinite gradients are no news: it leaves out the step. The norm is the same in all processes.
@@ -568,6 +572,27 @@ def step_seed(seed: int, step: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return (x ^ (x >> 31)) >> 1
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients as one vector, on their device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # Half the time of nn.utils.get_total_norm, which sorts them by device first.
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on `device` draws from.
+
+    `torch.manual_seed` seeds those of absent devices too, and formats a stack trace for each: 0.9 ms.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
 
 
 def _takes(optimizer: Callable[..., Any], name: str) -> bool:
