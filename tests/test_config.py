@@ -365,7 +365,7 @@ def test_leaves_are_the_settings():
     found = dict(leaves(compose(["norm=gn"])))
     assert found["norm.num_groups"] == 32
     assert found["optimizer.betas"] == [0.9, 0.999]
-    assert found["act"] is None
+    assert found["pool"] is None
     assert "norm._target_" not in found
 
 
