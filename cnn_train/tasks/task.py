@@ -591,10 +591,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _finite(value: float) -> bool:
-    return value - value == 0
-
-
 def _takes(optimizer: Callable[..., Any], name: str) -> bool:
     import inspect
 
