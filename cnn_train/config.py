@@ -405,7 +405,8 @@ def build(node: Any, **arguments: Any) -> Any:
         # Arguments stay outside of instantiate: OmegaConf would turn a dataclass such as LayerFactory into a config.
         builder = instantiate(node, _partial_=True, _convert_="all")
         if node.get("_partial_"):
-            return partial(builder, **arguments)
+            # Hydra's own kind of partial would hide the settings from whoever asks for them.
+            return partial(builder.func, *builder.args, **{**builder.keywords, **arguments})
         return builder(**arguments)
     except InstantiationException as error:
         cause = error.__cause__
