@@ -32,37 +32,44 @@ def he_convolutions_normal_dense(network: nn.Module) -> None:
 class VGG(nn.Module):
     """Five blocks of 3x3 convolutions and three dense layers: (N, in_channels, H, W) -> (N, num_classes).
 
-    `depths` is the number of convolutions in each block.
+    `depths` is the number of convolutions in each block, `width` the channels of the first; all else goes with it.
     """
 
     min_size = 32
 
     def __init__(
-        self, depths: Sequence[int], num_classes: int, *, in_channels: int, dropout: float, layers: LayerFactory
+        self,
+        depths: Sequence[int],
+        num_classes: int,
+        *,
+        in_channels: int,
+        width: int,
+        dropout: float,
+        layers: LayerFactory,
     ):
         super().__init__()
         self.features = nn.Sequential()
         self.pools: list[int] = []
         channels = in_channels
-        for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True):
+        for depth, factor in zip(depths, (1, 2, 4, 8, 8), strict=True):
             for _ in range(depth):
-                self.features.append(layers.conv(channels, width, 3, bias=True))
+                self.features.append(layers.conv(channels, factor * width, 3, bias=True))
+                channels = factor * width
                 if layers.has_norm:
-                    self.features.append(layers.norm(width))
-                self.features.append(layers.act(width))
-                channels = width
+                    self.features.append(layers.norm(channels))
+                self.features.append(layers.act(channels))
             self.pools.append(len(self.features))
             self.features.append(layers.pool(2))
         self.avgpool = layers.global_pool(channels, paper=partial(GlobalAvgPool, size=7))
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
-            nn.Linear(self.avgpool.out_features, 4096),
-            layers.act(4096),
+            nn.Linear(self.avgpool.out_features, 64 * width),
+            layers.act(64 * width),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
-            layers.act(4096),
+            nn.Linear(64 * width, 64 * width),
+            layers.act(64 * width),
             nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(64 * width, num_classes),
         )
         layers.init(self, paper=he_convolutions_normal_dense)
 
@@ -75,21 +82,49 @@ class VGG(nn.Module):
         return self.classifier(self.flatten(self.avgpool(self.features(x))))
 
 
-def vgg11(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+def vgg11(
+    num_classes: int = 1000,
+    *,
+    in_channels: int = 3,
+    width: int = 64,
+    dropout: float = 0.5,
+    layers: LayerFactory = PLAIN,
+) -> VGG:
     """VGG-11 (Table 1, A): 132,863,336 parameters at 1000 classes."""
-    return VGG((1, 1, 2, 2, 2), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return VGG((1, 1, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
-def vgg13(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+def vgg13(
+    num_classes: int = 1000,
+    *,
+    in_channels: int = 3,
+    width: int = 64,
+    dropout: float = 0.5,
+    layers: LayerFactory = PLAIN,
+) -> VGG:
     """VGG-13 (Table 1, B): 133,047,848 parameters at 1000 classes."""
-    return VGG((2, 2, 2, 2, 2), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return VGG((2, 2, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
-def vgg16(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+def vgg16(
+    num_classes: int = 1000,
+    *,
+    in_channels: int = 3,
+    width: int = 64,
+    dropout: float = 0.5,
+    layers: LayerFactory = PLAIN,
+) -> VGG:
     """VGG-16 (Table 1, D): 138,357,544 parameters at 1000 classes."""
-    return VGG((2, 2, 3, 3, 3), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return VGG((2, 2, 3, 3, 3), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
-def vgg19(num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = PLAIN) -> VGG:
+def vgg19(
+    num_classes: int = 1000,
+    *,
+    in_channels: int = 3,
+    width: int = 64,
+    dropout: float = 0.5,
+    layers: LayerFactory = PLAIN,
+) -> VGG:
     """VGG-19 (Table 1, E): 143,667,240 parameters at 1000 classes."""
-    return VGG((2, 2, 4, 4, 4), num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return VGG((2, 2, 4, 4, 4), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)

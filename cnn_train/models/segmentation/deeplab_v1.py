@@ -28,9 +28,9 @@ def corners(channels: int, scale_factor: int) -> nn.Module:
     return Bilinear(channels, scale_factor, align_corners=True)
 
 
-def vgg16_with_holes(*, in_channels: int, layers: LayerFactory) -> Encoder:
+def vgg16_with_holes(*, in_channels: int, width: int, layers: LayerFactory) -> Encoder:
     """VGG-16 of stride 8 whose poolings are 3x3, one map after each."""
-    network: Any = builder("vgg16")(in_channels=in_channels, layers=layers)
+    network: Any = builder("vgg16")(in_channels=in_channels, width=width, layers=layers)
     for index in network.pools[:3]:
         pool = network.features[index]
         pool.kernel_size, pool.padding = 3, 1
@@ -58,12 +58,20 @@ class DeepLabV1(nn.Module):
     """VGG-16 with holes and LargeFOV: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
     def __init__(
-        self, num_classes: int, *, in_channels: int, channels: int, rate: int, dropout: float, layers: LayerFactory
+        self,
+        num_classes: int,
+        *,
+        in_channels: int,
+        width: int,
+        channels: int,
+        rate: int,
+        dropout: float,
+        layers: LayerFactory,
     ):
         super().__init__()
-        self.backbone = vgg16_with_holes(in_channels=in_channels, layers=layers)
+        self.backbone = vgg16_with_holes(in_channels=in_channels, width=width, layers=layers)
         self.avgpool = layers.pool(3, 1, 1, paper=nn.AvgPool2d)
-        self.classifier = LargeFOV(512, num_classes, channels=channels, rate=rate, dropout=dropout, layers=layers)
+        self.classifier = LargeFOV(8 * width, num_classes, channels=channels, rate=rate, dropout=dropout, layers=layers)
         self.upsample = layers.upsample(num_classes, 8, paper=corners)
         layers.init(self.classifier, paper=partial(normal, std=0.01))
 
@@ -76,10 +84,19 @@ def deeplabv1(
     num_classes: int = 21,
     *,
     in_channels: int = 3,
+    width: int = 64,
     channels: int = 1024,
     rate: int = 12,
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> DeepLabV1:
     """DeepLab-LargeFOV on VGG-16: 20,505,429 parameters at 21 classes (20.5M in Table 1)."""
-    return DeepLabV1(num_classes, in_channels=in_channels, channels=channels, rate=rate, dropout=dropout, layers=layers)
+    return DeepLabV1(
+        num_classes,
+        in_channels=in_channels,
+        width=width,
+        channels=channels,
+        rate=rate,
+        dropout=dropout,
+        layers=layers,
+    )

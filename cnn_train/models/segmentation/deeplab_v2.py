@@ -6,7 +6,7 @@ ResNet-101 in Caffe's form (stride in the first 1x1) or VGG-16, of stride 8, and
 The fully connected CRF is `postprocess=crf`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,7 @@ def deeplabv2(
     *,
     in_channels: int = 3,
     encoder: str = "resnet101",
+    encoder_options: Mapping[str, Any] | None = None,
     stride_in_1x1: bool = True,
     output_stride: int = 8,
     atrous_rates: Sequence[int] = (6, 12, 18, 24),
@@ -95,7 +96,7 @@ def deeplabv2(
     layers: LayerFactory = LayerFactory(),
 ) -> DeepLabV2:
     """DeepLab v2 on ResNet-101: 44,048,532 parameters at 21 classes."""
-    options: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
+    options = {**(encoder_options or {}), **({"stride_in_1x1": True} if stride_in_1x1 else {})}
     network = builder(encoder)(in_channels=in_channels, layers=layers, **options)
     backbone = Encoder(network, output_stride=output_stride)
     branches = [nn.Conv2d(backbone.channels[-1], num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
@@ -107,6 +108,7 @@ def deeplabv2_vgg16(
     num_classes: int = 21,
     *,
     in_channels: int = 3,
+    width: int = 64,
     channels: int = 1024,
     atrous_rates: Sequence[int] = (6, 12, 18, 24),
     scales: Sequence[float] = (),
@@ -114,9 +116,9 @@ def deeplabv2_vgg16(
     layers: LayerFactory = PLAIN,
 ) -> DeepLabV2:
     """DeepLab v2 on VGG-16, fc6 to fc8 at each rate: 37,877,652 parameters at 21 classes."""
-    backbone = vgg16_with_holes(in_channels=in_channels, layers=layers)
+    backbone = vgg16_with_holes(in_channels=in_channels, width=width, layers=layers)
     branches = [
-        LargeFOV(512, num_classes, channels=channels, rate=rate, dropout=dropout, layers=layers)
+        LargeFOV(8 * width, num_classes, channels=channels, rate=rate, dropout=dropout, layers=layers)
         for rate in atrous_rates
     ]
     return DeepLabV2(backbone, SummedASPP(branches), num_classes, scales=scales, layers=layers)

@@ -41,6 +41,7 @@ class FCN(nn.Module):
     first convolution pads by 100 and fc6 not at all, as in the release, which costs much on small images; without,
     every convolution keeps the size. `scale_pool4` and `scale_pool3` are 0.01 and 1e-4 in the release's training at
     once, 1 in the staged one. `learn_upsampling=False` keeps the transposed convolutions bilinear, as the release does.
+    `width` is that of VGG's first block, which all others go with.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FCN(nn.Module):
         num_classes: int,
         *,
         in_channels: int = 3,
+        width: int = 64,
         pad_input: bool = True,
         scale_pool4: float = 1.0,
         scale_pool3: float = 1.0,
@@ -57,7 +59,7 @@ class FCN(nn.Module):
         layers: LayerFactory,
     ):
         super().__init__()
-        network: Any = builder("vgg16")(in_channels=in_channels, layers=layers)
+        network: Any = builder("vgg16")(in_channels=in_channels, width=width, layers=layers)
         features = network.features
         features[0].padding = (100, 100) if pad_input else (1, 1)
         for index in network.pools:
@@ -67,25 +69,25 @@ class FCN(nn.Module):
         self.pad_input = pad_input
         self.scale_pool4, self.scale_pool3 = scale_pool4, scale_pool3
 
-        self.fc6 = layers.conv(512, 4096, 7, padding=0 if pad_input else 3, bias=True)
-        self.bn6 = layers.norm(4096)
-        self.act6 = layers.act(4096)
+        self.fc6 = layers.conv(8 * width, 64 * width, 7, padding=0 if pad_input else 3, bias=True)
+        self.bn6 = layers.norm(64 * width)
+        self.act6 = layers.act(64 * width)
         self.drop6 = nn.Dropout(dropout)
-        self.fc7 = layers.conv(4096, 4096, 1, bias=True)
-        self.bn7 = layers.norm(4096)
-        self.act7 = layers.act(4096)
+        self.fc7 = layers.conv(64 * width, 64 * width, 1, bias=True)
+        self.bn7 = layers.norm(64 * width)
+        self.act7 = layers.act(64 * width)
         self.drop7 = nn.Dropout(dropout)
-        self.score_fr = nn.Conv2d(4096, num_classes, 1)
+        self.score_fr = nn.Conv2d(64 * width, num_classes, 1)
         layers.init(self.fc6, paper=dense)
         layers.init(self.fc7, paper=dense)
         layers.init(self.score_fr, paper=zeros)
         if stride <= 16:
             self.upscore2 = layers.upsample(num_classes, 2, paper=Transposed)
-            self.score_pool4 = nn.Conv2d(512, num_classes, 1)
+            self.score_pool4 = nn.Conv2d(8 * width, num_classes, 1)
             layers.init(self.score_pool4, paper=zeros)
         if stride <= 8:
             self.upscore_pool4 = layers.upsample(num_classes, 2, paper=Transposed)
-            self.score_pool3 = nn.Conv2d(256, num_classes, 1)
+            self.score_pool3 = nn.Conv2d(4 * width, num_classes, 1)
             layers.init(self.score_pool3, paper=zeros)
         self.upscore = layers.upsample(num_classes, stride, paper=Transposed)
         self.stride = stride

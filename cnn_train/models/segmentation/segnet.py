@@ -22,11 +22,13 @@ __all__ = ["segnet"]
 class SegNet(nn.Module):
     """Mirrored encoder and decoder: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
-    def __init__(self, encoder: str, num_classes: int, *, in_channels: int, dropout: float, layers: LayerFactory):
+    def __init__(
+        self, encoder: str, num_classes: int, *, in_channels: int, width: int, dropout: float, layers: LayerFactory
+    ):
         super().__init__()
-        network: Any = builder(encoder)(in_channels=in_channels, layers=layers)
-        if not hasattr(network, "pools"):
+        if encoder not in ("vgg11", "vgg13", "vgg16", "vgg19"):
             raise ValueError(f"segnet mirrors vgg11, vgg13, vgg16 or vgg19, got encoder={encoder}")
+        network: Any = builder(encoder)(in_channels=in_channels, width=width, layers=layers)
         upsample = layers.upsample_layer or Unpool
         by_position = getattr(upsample, "func", upsample) is Unpool
         if by_position and layers.pool_layer not in (None, nn.MaxPool2d):
@@ -78,8 +80,9 @@ def segnet(
     *,
     in_channels: int = 3,
     encoder: str = "vgg16",
+    width: int = 64,
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),
 ) -> SegNet:
     """SegNet on VGG-16: 29,455,125 parameters at 21 classes."""
-    return SegNet(encoder, num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return SegNet(encoder, num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)

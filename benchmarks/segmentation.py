@@ -1,0 +1,247 @@
+"""Segmentation networks, and the claims of their papers, on the embedded digit scenes.
+
+    python benchmarks/segmentation.py table [--seeds 3] [--epochs 10] [--scenes 1600] [--write] [network ...]
+    python benchmarks/segmentation.py claim skips|holes|unpooling|aspp|crf|checkerboard [--seeds 3] [--epochs 10]
+
+Every network is made narrow enough for a CPU and is trained alike: AdamW at 3e-3, cosine, group norm, cross-entropy and
+Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds), parameters, multiply-adds
+for one scene, time for a training step and the memory that the process grew to; `--write` puts it between the markers
+of docs/segmentation.md, with the command. `claim` trains what a paper compares and shows the same for each side;
+`checkerboard` trains nothing.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median, stdev
+
+PAGE = Path(__file__).parents[1] / "docs" / "segmentation.md"
+BEGIN, END = "<!-- table: benchmarks/segmentation.py -->", "<!-- end of table -->"
+
+RESNET = ["model.encoder=resnet18", "model.encoder_options={widths:[16,32,64,64],stem:small}"]
+VGG = ["model.width=16"]
+NETWORKS = {
+    "fcn32s": [*VGG, "model.pad_input=false", "model.dropout=0"],
+    "fcn16s": [*VGG, "model.pad_input=false", "model.dropout=0"],
+    "fcn8s": [*VGG, "model.pad_input=false", "model.dropout=0"],
+    "unet": ["model.width=16"],
+    "unet_encoder": [*RESNET, "model.decoder_channels=[64,32,16,16]"],
+    "segnet": VGG,
+    "refinenet": [*RESNET, "model.channels=32", "model.dropout=0"],
+    "pspnet": [*RESNET, "model.output_stride=4"],
+    "gcn": [*RESNET, "model.kernel_size=7"],
+    "deeplabv1": [*VGG, "model.channels=128", "model.rate=4", "model.dropout=0"],
+    "deeplabv2": [*RESNET, "model.stride_in_1x1=false", "model.output_stride=4", "model.atrous_rates=[2,4,6,8]"],
+    "deeplabv3": ["model.aux=false"],
+    "deeplabv3plus": [
+        *RESNET, "model.output_stride=8", "model.eval_output_stride=null", "model.atrous_rates=[1,2,3]",
+        "model.channels=64", "model.low_level_channels=16",
+    ],
+}  # fmt: skip
+RECIPE = [
+    "norm=gn", "loss=ce_dice", "augment=shift", "optimizer=adamw", "optimizer.lr=3e-3", "scheduler=cosine",
+    "scheduler.warmup_epochs=1.0", "data.batch_size=16",
+]  # fmt: skip
+
+DEEPLAB = ["model=deeplabv3", *NETWORKS["deeplabv3"]]
+NO_CONTEXT = ["model.atrous_rates=[]", "model.image_pooling=false"]
+CLAIMS = {
+    "skips": {name: [f"model={name}", *NETWORKS[name]] for name in ("fcn32s", "fcn16s", "fcn8s")},
+    "holes": {
+        f"stride {stride}, {'holes' if stride < 16 else 'strides and poolings'}": [
+            *DEEPLAB, *NO_CONTEXT, f"model.output_stride={stride}",
+        ]
+        for stride in (16, 8, 4)
+    },
+    "unpooling": {
+        "bilinear": ["model=segnet", *NETWORKS["segnet"], "upsample=bilinear"],
+        "by position": ["model=segnet", *NETWORKS["segnet"], "upsample=paper"],
+    },
+    "aspp": {
+        "1x1 only": [*DEEPLAB, *NO_CONTEXT],
+        "ASPP": [*DEEPLAB, "model.image_pooling=false"],
+        "ASPP and image pooling": DEEPLAB,
+    },
+    "crf": {"fcn32s": [f"model={'fcn32s'}", *NETWORKS["fcn32s"]]},
+}  # fmt: skip
+
+
+@dataclass
+class Result:
+    """Of the runs of one network, a seed each."""
+
+    name: str
+    miou: list[float]
+    parameters: int
+    macs: int
+    step: float
+    memory: float
+
+    @property
+    def spread(self) -> str:
+        percent = [100 * value for value in self.miou]
+        return f"{mean(percent):.1f}" + (f" ± {stdev(percent):.1f}" if len(percent) > 1 else "")
+
+
+def one_run(settings: list[str]) -> dict[str, float]:
+    """Train in this process, and what the table wants to know of it."""
+    import resource
+
+    import torch
+
+    from cnn_train import experiment
+    from cnn_train.analysis import trace
+    from cnn_train.config import build, build_layers, compose
+    from cnn_train.train import train
+
+    cfg = compose(settings)
+    metrics = train(cfg)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    network, data = experiment.build_network_and_data(cfg)
+    task = experiment.build_task(cfg, network, data)
+    optimizer = task.configure_optimizers()
+    batch = next(data.train_batches(0, device=torch.device("cpu")))
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        task.total_loss(network(batch.images), batch.targets).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    with torch.device("meta"):
+        layers = build_layers(cfg)
+        empty = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    return {
+        "miou": metrics["test/miou"],
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs": trace(empty, (data.in_channels, *data.image_size)).multiply_adds,
+        "step": median(seconds),
+        "memory": memory,
+    }
+
+
+def measured(name: str, settings: Sequence[str], options: argparse.Namespace, folder: Path) -> Result:
+    """Train `settings` with each seed, each in a process of its own."""
+    runs = []
+    for seed in range(options.seeds):
+        line = [*settings, *RECIPE, f"trainer.max_epochs={options.epochs}", f"data.num_train={options.scenes}"]
+        line += [f"seed={seed}", "trainer=cpu", "logger=none", "trainer.progress=none"]
+        line += [f"output_dir={folder / re.sub('[^a-z0-9]+', '_', name) / str(seed)}"]
+        command = [sys.executable, __file__, "run", *line]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}\n{' '.join(line)}")
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"{name} seed {seed}: test mIoU {100 * runs[-1]['miou']:.1f}", file=sys.stderr, flush=True)
+    first = runs[0]
+    return Result(
+        name, [r["miou"] for r in runs], first["parameters"], first["macs"], mean(r["step"] for r in runs),
+        max(r["memory"] for r in runs),
+    )  # fmt: skip
+
+
+def as_markdown(results: Sequence[Result], head: str) -> str:
+    lines = [f"| {head} | test mIoU, % | parameters | multiply-adds | training step, ms | memory, MB |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for r in results:
+        cells = [r.name, r.spread, f"{r.parameters:,}", f"{r.macs / 1e6:.0f} M", f"{1000 * r.step:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {r.memory:.0f} |")
+    return "\n".join(lines)
+
+
+def table(options: argparse.Namespace, folder: Path) -> None:
+    names = options.what or list(NETWORKS)
+    results = [measured(f"`{name}`", [f"model={name}", *NETWORKS[name]], options, folder) for name in names]
+    text = as_markdown(results, "`model=`")
+    print(text)
+    if options.write:
+        command = " ".join(["python benchmarks/segmentation.py", *sys.argv[1:]])
+        page = PAGE.read_text(encoding="utf-8")
+        start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+        PAGE.write_text(f"{page[:start]}\n\n`{command}`\n\n{text}\n\n{page[end:]}", encoding="utf-8")
+
+
+def claim(name: str, options: argparse.Namespace, folder: Path) -> None:
+    if name == "checkerboard":
+        checkerboard()
+        return
+    results = [measured(side, settings, options, folder) for side, settings in CLAIMS[name].items()]
+    print(as_markdown(results, name))
+    if name == "crf":
+        for seed in range(options.seeds):
+            run = next((folder / "fcn32s" / str(seed)).glob("*/*"))
+            command = ["eval", f"run={run}", "split=test", "postprocess=crf", "-m", "postprocess.bi_w=0,2,4"]
+            command += ["postprocess.pos_w=0,3", "postprocess.bi_xy=20", "postprocess.bi_rgb=20"]
+            subprocess.run([sys.executable, "-m", "cnn_train.cli", *command], check=True)
+
+
+def checkerboard() -> None:
+    """How uneven upsamplings make a constant: the deviation over the mean, with random weights and with equal ones.
+
+    Odena, Dumoulin & Olah 2016 (https://distill.pub/2016/deconv-checkerboard): a transposed convolution whose kernel
+    the stride does not divide covers some pixels more often than others, whatever its weights; one that the stride
+    divides can learn to be even, but does not start so; resizing and then convolving is even.
+    """
+    import torch
+    from torch import nn
+
+    def unevenness(layer: nn.Module) -> float:
+        out = layer(torch.ones(1, 16, 12, 12)).detach()[..., 6:-6, 6:-6]
+        return float((out.std((-2, -1)) / out.abs().mean((-2, -1))).mean())
+
+    def average(make: Callable[[], nn.Module]) -> float:
+        values = []
+        for seed in range(20):
+            torch.manual_seed(seed)
+            values.append(unevenness(make()))
+        return mean(values)
+
+    def equal(layer: nn.Module) -> nn.Module:
+        for parameter in layer.parameters():
+            nn.init.constant_(parameter, float(parameter.ndim > 1))
+        return layer
+
+    forms = {
+        "transposed 3x3, stride 2": lambda: nn.ConvTranspose2d(16, 16, 3, 2, 1),
+        "transposed 4x4, stride 2": lambda: nn.ConvTranspose2d(16, 16, 4, 2, 1),
+        "bilinear, then 3x3": lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(16, 16, 3)),
+        "nearest, then 3x3": lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3)),
+    }
+    print("| upsampling of a constant | random weights | equal weights |\n| --- | ---: | ---: |")
+    for name, make in forms.items():
+        print(f"| {name} | {average(make):.3f} | {unevenness(equal(make())):.3f} |")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["run"]:
+        print(json.dumps(one_run(sys.argv[2:])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["table", "claim"])
+    parser.add_argument("what", nargs="*", help="networks of the table, or one claim")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--scenes", type=int, default=1600, help="training scenes")
+    parser.add_argument("--write", action="store_true", help="the table, into docs/segmentation.md")
+    options = parser.parse_args()
+    known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "checkerboard"]
+    if set(options.what) - set(known) or (options.kind == "claim" and len(options.what) != 1):
+        parser.error(f"{options.kind} takes {'one of ' if options.kind == 'claim' else ''}{', '.join(known)}")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.kind == "table":
+            table(options, Path(temporary))
+        else:
+            claim(options.what[0], options, Path(temporary))
+
+
+if __name__ == "__main__":
+    main()
