@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--scenes", type=int, default=1600, help="training scenes")
     parser.add_argument("--write", action="store_true", help="the table, into docs/segmentation.md")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "checkerboard"]
     if set(options.what) - set(known) or (options.kind == "claim" and len(options.what) != 1):
         parser.error(f"{options.kind} takes {'one of ' if options.kind == 'claim' else ''}{', '.join(known)}")
