@@ -37,7 +37,7 @@ NETWORKS = {
     "segnet": VGG,
     "refinenet": [*RESNET, "model.channels=32", "model.dropout=0"],
     "pspnet": [*RESNET, "model.output_stride=4"],
-    "gcn": [*RESNET, "model.kernel_size=7"],
+    "gcn": ["model.encoder=resnet18", "model.encoder_options={widths:[16,32,64,64]}", "model.kernel_size=7"],
     "deeplabv1": [*VGG, "model.channels=128", "model.rate=4", "model.dropout=0"],
     "deeplabv2": [*RESNET, "model.stride_in_1x1=false", "model.output_stride=4", "model.atrous_rates=[2,4,6,8]"],
     "deeplabv3": ["model.aux=false"],
@@ -56,10 +56,8 @@ NO_CONTEXT = ["model.atrous_rates=[]", "model.image_pooling=false"]
 CLAIMS = {
     "skips": {name: [f"model={name}", *NETWORKS[name]] for name in ("fcn32s", "fcn16s", "fcn8s")},
     "holes": {
-        f"stride {stride}, {'holes' if stride < 16 else 'strides and poolings'}": [
-            *DEEPLAB, *NO_CONTEXT, f"model.output_stride={stride}",
-        ]
-        for stride in (16, 8, 4)
+        f"stride {stride}": [*DEEPLAB, *NO_CONTEXT, f"model.output_stride={stride}"]  # 8 is the encoder's own
+        for stride in (8, 4)
     },
     "unpooling": {
         "bilinear": ["model=segnet", *NETWORKS["segnet"], "upsample=bilinear"],
