@@ -40,3 +40,16 @@ def handled_by(handler: object) -> Iterator[None]:
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+@contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Within: Ctrl-C is a KeyboardInterrupt, for code that catches it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -31,7 +31,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnn_train import run_folder
+from cnn_train import run_folder, signals
 from cnn_train.choices import Choices
 from cnn_train.config import Composer, parse
 from cnn_train.errors import ConfigError
@@ -191,6 +191,10 @@ class Runner:
 
     def run(self) -> int:
         """0, or 130 and 143 if the sweep was interrupted or terminated."""
+        with signals.keyboard_interrupts():
+            return self._run()
+
+    def _run(self) -> int:
         self.save()
         show = progress(self.jobs, self.folder, len(self.free))
         try:
