@@ -22,7 +22,7 @@ from cnn_train.callbacks.health import Health
 from cnn_train.config import compose
 from cnn_train.tasks.task import Task
 
-PAIRS = {"lenet5": 30, "resnet20": 5}
+PAIRS = {"lenet5": 30, "resnet20": 3}
 
 
 class Alternate(Callback):
@@ -52,8 +52,9 @@ def is_on(block: int) -> bool:
 
 def measure(model: str) -> tuple[float, float]:
     """Median milliseconds per step without, and the median of the ratios."""
-    blocks = 2 * PAIRS.get(model, 8) + 4  # the first four warm up
-    cfg = compose([f"model={model}", "data=digits", "callbacks=health", "trainer.eval_every=100000"])
+    blocks = 2 * PAIRS.get(model, 3) + 2  # the first two warm up
+    quiet = ["trainer.eval_every=100000", "trainer.progress=none"]
+    cfg = compose([f"model={model}", "data=digits", "callbacks=health", *quiet])
     every = cfg.callbacks.health.every
     with tempfile.TemporaryDirectory() as folder, experiment.quiet_libraries():
         network, data = experiment.build_network_and_data(cfg)
@@ -65,10 +66,10 @@ def measure(model: str) -> tuple[float, float]:
         # Writing checkpoints takes as long as the disk likes.
         task.callbacks = [c for c in task.callbacks if not isinstance(c, Checkpoints | Health)] + [alternate]
         experiment.build_trainer(cfg, Path(folder)).fit(task)
-    times = alternate.times[4:blocks]
+    times = alternate.times[2:blocks]
     pairs = [
         (a, b) if is_on(first) else (b, a)
-        for first, a, b in zip(range(4, blocks, 2), times[::2], times[1::2], strict=True)
+        for first, a, b in zip(range(2, blocks, 2), times[::2], times[1::2], strict=True)
     ]
     without = statistics.median(off for _, off in pairs) / every
     return 1e3 * without, statistics.median(on / off for on, off in pairs)

@@ -234,7 +234,7 @@ def draw_effective(
     samples: int,
 ) -> Any:
     """Rows: before and after training. Columns: the stages."""
-    figure, axes = new_figure(len(kinds), len(seen), 2)
+    figure, axes = new_figure(len(kinds), len(seen), 1.85)
     for row, (name, networks) in enumerate(kinds):
         for column, stage in enumerate(seen):
             axis = axes[row * len(seen) + column]

@@ -1,5 +1,7 @@
 """Counts against torch's flop counter, closed forms and papers."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -159,6 +161,39 @@ def test_saved_activations_are_autograds(name: str) -> None:
     batch = estimate.largest_batch(8 << 30)
     assert estimate.peak(batch) <= 8 << 30 < estimate.peak(batch + 1)
     assert estimate.largest_batch(0) == 0
+
+
+STEP = """
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+def resident(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+def step(net, optimizer, images):
+    net(images).square().mean().backward()
+    optimizer.step()
+
+small = nn.Conv2d(3, 1, 1)
+step(small, torch.optim.AdamW(small.parameters()), torch.randn(2, 3, 8, 8))
+before = resident("VmRSS")
+net = resnet18()
+optimizer = torch.optim.AdamW(net.parameters())
+step(net, optimizer, torch.randn(16, 3, 224, 224))
+step(net, optimizer, torch.randn(16, 3, 224, 224))
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_estimate_is_near_what_a_process_takes() -> None:
+    """Workspaces and the allocator's rounding come on top of the estimate."""
+    measured = int(subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True).stdout)
+    estimate = training_memory(build("resnet18"), (3, 224, 224), optimizer_slots=2).peak(16)
+    assert 0.9 < measured / estimate < 1.4
 
 
 def test_recurrent_layers() -> None:

@@ -41,6 +41,39 @@ def test_counts_are_torchs(model: str) -> None:
 
 
 @pytest.mark.slow
+def test_multiply_adds_are_those_that_torchvision_publishes() -> None:
+    from torchvision import models
+
+    checked = 0
+    for model in sorted({*MODELS} & {*models.list_models(models)}):
+        published = models.get_model_weights(model)["IMAGENET1K_V1"]
+        side = published.transforms.keywords["crop_size"]
+        graph = trace(subject(model).network, (3, side, side))
+        assert round(graph.multiply_adds / 1e9, 3) == pytest.approx(published.meta["_ops"], abs=0.0011), model
+        checked += 1
+    assert checked > 20
+
+
+# Araujo, Norris & Sim, Distill 2019, and the table of their library; its ResNets stride elsewhere.
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ("alexnet", 195),
+        ("vgg11", 150),
+        ("vgg16", 212),
+        ("mobilenet_v1", 315),
+        ("inception_v2", 699),
+        ("inception_v3", 1311),
+        ("inception_v4", 2071),
+        ("inception_resnet_v2", 3039),
+    ],
+)
+def test_receptive_fields_are_those_that_araujo_publishes(model: str, field: int) -> None:
+    last = stages(trace(subject(model).network, subject(model).input_size))[-1]
+    assert (last.receptive_field, last.stride) == ((field, field), 32)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_receptive_fields_are_what_a_gradient_reaches(model: str) -> None:
     net, (channels, height, width) = subject(model).network, subject(model).input_size
