@@ -450,10 +450,11 @@ def totals(report: Report) -> dict[str, str]:
     """The lines under the table."""
     graph, memory = report.graph, report.memory
     ends = stages(graph)
+    unit, letter = (1e9, "G") if graph.multiply_adds >= 1e8 else (1e6, "M")
     result = {
         "input": "x".join(map(str, graph.input_size)),
         "parameters": f"{graph.parameters:,}",
-        "multiply-adds": f"{graph.multiply_adds:,} ({graph.multiply_adds / 1e9:.2f} G) per image",
+        "multiply-adds": f"{graph.multiply_adds:,} ({graph.multiply_adds / unit:.2f} {letter}) per image",
         "connections": f"{graph.connections:,}",
         "activations": f"{bytes_text(graph.activation_bytes)} per image",
     }

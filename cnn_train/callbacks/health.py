@@ -1,6 +1,6 @@
 """Per layer and every so many steps: are units dead or saturated, do gradients and updates have a sane size?
 
-Curves in TensorBoard under `health/`. A step that is looked at costs about two; hooks exist during such steps only.
+Curves in TensorBoard under `health/`. Hooks exist during such steps only.
 """
 
 from collections import defaultdict
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnn_train.analysis.statistics import _ENDS, _NEAR, _RECTIFIERS, _silent
+from cnn_train.analysis.statistics import _ENDS, _RECTIFIERS, firing, moments, saturation, silent
 from cnn_train.callbacks.callback import Callback
 from cnn_train.tasks.task import Task
 
@@ -101,16 +101,13 @@ class Health(Callback):
                 return
             y = y.detach()
             if isinstance(module, _RECTIFIERS):
-                self._values[f"health/dead/{name}"] = _silent(y).float().mean()
-                self._values[f"health/sparsity/{name}"] = (y == 0).float().mean()
-            for kind, (low, high) in _ENDS.items():
-                if isinstance(module, kind):
-                    margin = _NEAR * (high - low)
-                    near = ((y < low + margin) | (y > high - margin)).float().mean()
-                    self._values[f"health/saturated/{name}"] = near
+                fires = firing(y)
+                self._values[f"health/dead/{name}"] = silent(fires).float().mean()
+                self._values[f"health/sparsity/{name}"] = 1 - fires.mean()
+            if isinstance(module, tuple(_ENDS)):
+                self._values[f"health/saturated/{name}"] = saturation(module, y)
             if _has_weights(module) or isinstance(module, nn.modules.batchnorm._NormBase):
-                deviation, mean = torch.std_mean(y.float(), correction=0)
-                self._moments[name].append(torch.stack([mean, deviation]))
+                self._moments[name].append(torch.stack(moments(y)))
 
         return hook
 
