@@ -81,7 +81,7 @@ def examine(task: Task, step: int) -> dict[str, Any]:
     last = step - 1 - progress.epoch * progress.steps_per_epoch
     first = last - last % recipe.accumulate
     where = {"device": task.device, "rank": task.trainer.global_rank, "world_size": task.trainer.world_size}
-    epoch = 0 if recipe.overfit_batches else progress.epoch
+    epoch = 0 if recipe.same_batches else progress.epoch
     batches = task.data.train_batches(epoch, start=first, **where)  # type: ignore[arg-type]
     watch = Watch(task.network)
     samples: list[int] = []
