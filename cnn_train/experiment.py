@@ -110,6 +110,7 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
         accumulate=options.accumulate,
         gradient_clip=options.gradient_clip,
         ema=options.ema,
+        ema_bias_correction=options.ema_bias_correction,
         decay_norm_and_bias=options.decay_norm_and_bias,
         decoder_lr_ratio=options.decoder_lr_ratio,
         channels_last=on_gpu if options.channels_last == "auto" else options.channels_last,
@@ -413,11 +414,13 @@ def show_header(cfg: DictConfig, task: Task, trainer: L.Trainer, folder: Path, s
         device += f", {trainer.num_devices} processes" if trainer.num_devices > 1 else ""
     else:
         device = accelerator(cfg)
+    alone = cfg.choices.norm == "syncbn" and trainer.world_size == 1
     rows = {
         "model": f"{cfg.choices.model}, {count:,} parameters",
         "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}",
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {precision(cfg)}",
+        **({"norm": "syncbn with one process is bn"} if alone else {}),
         "folder": str(folder),
     }
     display.header({"resume": start, **rows} if start else rows)

@@ -32,6 +32,7 @@ class TrainerConfig:
     gradient_clip: float | None = field(metadata={"above": 0})
     on_nan: Literal["stop", "skip", "rollback"]
     ema: float = field(metadata={"least": 0, "below": 1})
+    ema_bias_correction: bool
     decay_norm_and_bias: bool
     decoder_lr_ratio: float = field(metadata={"above": 0})
     compile: bool

@@ -170,6 +170,9 @@ def test_ema_weights_are_evaluated(tmp_path):
     averaged = run(tmp_path / "b", "trainer.limit_batches=16", "trainer.ema=0.999999", "logger=none")
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert averaged["val/loss"] > plain["val/loss"] + 0.5
+    corrected = ["trainer.ema=0.999999", "trainer.ema_bias_correction=true"]
+    corrected = run(tmp_path / "c", "trainer.limit_batches=16", *corrected, "logger=none")
+    assert corrected["val/loss"] < averaged["val/loss"] - 0.2
 
 
 def test_best_checkpoint_is_the_best_epochs(tmp_path):

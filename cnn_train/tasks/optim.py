@@ -228,8 +228,9 @@ class LARS(Optimizer):
 class EMA:
     """Exponential moving average of a network's weights and running statistics: a = decay a + (1 - decay) w.
 
-    It starts at the weights of the moment or, with `bias_correction`, at 0 and is divided by 1 - decay^t. The network
-    must already be where it will be trained: its tensors are looked up once.
+    It starts at the weights of the moment or, with `bias_correction`, at 0 and is divided by 1 - decay^t, so that the
+    start does not count: the same as averaging by (1 - decay) / (1 - decay^t) instead of 1 - decay. The network must
+    already be where it will be trained: its tensors are looked up once.
     """
 
     def __init__(self, network: nn.Module, decay: float, bias_correction: bool = False):
@@ -240,25 +241,22 @@ class EMA:
         self.steps = 0
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         self.tensors = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
-        start = torch.zeros_like if bias_correction else torch.clone
-        self.averages = {name: start(t) for name, t in self.tensors.items()}
+        self.averages = {name: t.clone() for name, t in self.tensors.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the network's present weights."""
         self.steps += 1
-        torch._foreach_lerp_(list(self.averages.values()), list(self.tensors.values()), 1 - self.decay)
+        share = (1 - self.decay) / (1 - self.decay**self.steps if self.bias_correction else 1)
+        torch._foreach_lerp_(list(self.averages.values()), list(self.tensors.values()), share)
 
     @contextmanager
     def swap(self) -> Iterator[None]:
         """The network has the averaged weights inside the `with`, its own again, bit by bit, after it."""
         tensors = list(self.tensors.values())
         own = [t.clone() for t in tensors]
-        averages = list(self.averages.values())
         with torch.no_grad():
-            if self.bias_correction:
-                averages = list(torch._foreach_div(averages, 1 - self.decay**self.steps)) if self.steps else own
-            torch._foreach_copy_(tensors, averages)
+            torch._foreach_copy_(tensors, list(self.averages.values()))
         try:
             yield
         finally:

@@ -39,6 +39,7 @@ class Recipe:
     accumulate: int = 1
     gradient_clip: float | None = None
     ema: float = 0.0
+    ema_bias_correction: bool = False
     decay_norm_and_bias: bool = False
     decoder_lr_ratio: float = 1.0
     channels_last: bool = False
@@ -218,7 +219,7 @@ class Task(L.LightningModule):
         self._poison = None if waits else torch.zeros((), device=self.device)
         self._running = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         if self.recipe.ema:
-            self.ema = EMA(self.network, self.recipe.ema)
+            self.ema = EMA(self.network, self.recipe.ema, self.recipe.ema_bias_correction)
         if self.resume_state is not None:
             self.load_training_state(self.resume_state)
             self.resume_state = None
@@ -492,7 +493,7 @@ class Task(L.LightningModule):
         """Take the weights of a checkpoint, the averaged ones where there are some, and its metrics."""
         self.network.load_state_dict(state["network"])
         if state["ema"] is not None:
-            self.ema = self.ema or EMA(self.network, self.recipe.ema)
+            self.ema = self.ema or EMA(self.network, self.recipe.ema, self.recipe.ema_bias_correction)
             self.ema.load_state_dict(state["ema"])
         self.metrics = dict(state["metrics"])
         self.worst = dict(state.get("worst", {}))
