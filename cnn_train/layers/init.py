@@ -134,6 +134,15 @@ def he_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def he_convolutions_normal_dense(module: nn.Module) -> None:
+    """`he_convolutions`, and N(0, 0.01^2) for dense layers: VGG and MobileNet in torchvision."""
+    he_convolutions(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.01)
+            nn.init.zeros_(layer.bias)
+
+
 def lecun_normal(module: nn.Module, act: Act = nn.Identity) -> None:
     """N(0, 1 / fan_in) (LeCun et al. 1998, "Efficient BackProp", eq. 16)."""
     for weight, fan_in, _ in weights_and_fans(module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
-from cnn_train.models.classification.vgg import he_convolutions_normal_dense
+from cnn_train.layers.init import he_convolutions_normal_dense
 
 __all__ = ["mobilenet_v2"]
 

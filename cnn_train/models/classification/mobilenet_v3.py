@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct, SqueezeExcitation
+from cnn_train.layers.init import he_convolutions_normal_dense
 from cnn_train.models.classification.mobilenet_v2 import round_channels
-from cnn_train.models.classification.vgg import he_convolutions_normal_dense
 
 __all__ = ["mobilenet_v3_large", "mobilenet_v3_small"]
 

@@ -12,21 +12,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
-from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.init import he_convolutions_normal_dense
 from cnn_train.layers.pool import GlobalAvgPool
 
 __all__ = ["vgg11", "vgg13", "vgg16", "vgg19"]
 
 PLAIN = LayerFactory(norm_layer=None)
-
-
-def he_convolutions_normal_dense(network: nn.Module) -> None:
-    """N(0, 2 / fan_out) for convolutions, N(0, 0.01^2) for dense layers."""
-    he_convolutions(network)
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, 0.01)
-            nn.init.zeros_(layer.bias)
 
 
 class VGG(nn.Module):
