@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cnn_train import __version__, run_folder, signals
 from cnn_train.choices import Choices, nearest, read_yaml
@@ -35,7 +36,8 @@ class Verb:
 VERBS = {
     "train": Verb("cnn_train.cli:train", "train a network; meant where no command is given"),
     "resume": Verb(
-        "cnn_train.cli:resume", "go on with a stopped run, or for longer: resume DIR [trainer.max_epochs=N]"
+        "cnn_train.cli:resume",
+        "go on with a stopped run, or for longer: resume DIR [trainer.max_epochs=N [schedule=stretch|keep|restart]]",
     ),
     "eval": Verb(
         "cnn_train.cli:evaluate", "evaluate a run again: eval run=DIR [split=val] [postprocess=crf] [inference=sliding]"
@@ -47,6 +49,10 @@ VERBS = {
         "cnn_train.inspect_network:run",
         "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "
         "[picture=true]",
+    ),
+    "verify-repro": Verb(
+        "cnn_train.verify:run",
+        "train a run's first steps three times and compare the bits: verify-repro DIR [steps=10]",
     ),
     "sweep": Verb("cnn_train.cli:sweep", "train every combination of lists of values, as -m does"),
     "list": Verb("cnn_train.cli:list_choices", "list the groups, or the choices of one: list model"),
@@ -171,6 +177,12 @@ def explain(error: Exception) -> tuple[str, Iterable[str], int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" ({error.filename})" if error.filename else ""
         return f"no space left to write{where}: {error.strerror}; free some, then resume", [], EnvError.exit_code
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return (
+            f"{error.filename}: {error.strerror}; is it there, and may this user write there?",
+            [],
+            EnvError.exit_code,
+        )
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if missing and not missing.startswith("cnn_train"):
         package = missing.partition(".")[0]
@@ -298,13 +310,15 @@ def train(line: Line) -> int:
     from cnn_train.config import Composer
 
     composer = Composer(line.config_dir)
-    config = composer.compose(line.overrides)
+    config = composer.compose([word for word in line.overrides if word != "resume=auto"])
     if "--cfg" in line.flags:
         show_config(config, line)
         return 0
     if "--info" in line.flags:
         show_info(config, composer.choices, line)
         return 0
+    if "resume=auto" in line.overrides and (folder := unfinished(config)) is not None:
+        return go_on(config, folder)
     from cnn_train.train import train
 
     train(config)
@@ -356,9 +370,21 @@ def search(run: str, folder: str | Path, overrides: list[str], split: str, line:
     return 0
 
 
+# What may change in a run that goes on: a setting, or all below one that ends with a dot. All else would make the
+# steps before and after those of two experiments.
+CHANGEABLE = (
+    "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
+    "trainer.precision", "trainer.eval_every", "trainer.log_every", "trainer.profiler", "trainer.on_nan",
+    "trainer.gradient_clip", "callbacks.", "data.root", "data.workers", "data.cache_dir", "data.in_memory",
+    "data.eval_batch_size", "repro",
+)  # fmt: skip
+SCHEDULES = ("stretch", "keep", "restart")
+
+
 def resume(line: Line) -> int:
-    given = [override for override in line.overrides if override.startswith("run=")]
-    run = given[0].partition("=")[2] if given else line.words[0] if line.words else None
+    own = [word for word in line.overrides if word.startswith(("run=", "schedule="))]
+    options = dict(word.split("=", 1) for word in own)
+    run = options.get("run") or (line.words[0] if line.words else None)
     if run is None:
         error = ConfigError("resume needs a run folder")
         error.add_note("try: cnn-train resume outputs/MODEL/DATE_TIME_N")
@@ -366,21 +392,65 @@ def resume(line: Line) -> int:
     folder = Path(run)
     if not folder.is_dir():
         raise ConfigError(f"no run at {folder.absolute()}; {found_runs()}")
-    rest = [override for override in line.overrides if override not in given]
-    for override in rest:
-        if override.partition("=")[0] not in ("trainer.max_epochs", "trainer.progress"):
-            error = ConfigError(f"{override}: a resumed run keeps its config, but for trainer.max_epochs")
-            error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {override}")
+    changes = [word for word in line.overrides if word not in own]
+    for word in changes:
+        key = word.partition("=")[0].lstrip("+~")
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
+            error = ConfigError(f"{word}: a run that goes on keeps this; it would be another experiment")
+            error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {word}")
             raise error
-    if not (folder / "last.ckpt").is_file():
-        raise ConfigError(f"{folder} holds no last.ckpt to go on from")
+    policy = options.get("schedule", "stretch")
+    if policy not in SCHEDULES:
+        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {policy!r}")
+    from cnn_train.config import leaves, load
+
+    before, config = dict(leaves(load(folder))), load(folder, changes)
+    show_changes(before, dict(leaves(config)))
+    return go_on(config, folder, policy if config.trainer.max_epochs != before["trainer.max_epochs"] else None)
+
+
+def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
+    for key, value in after.items():
+        if key not in before or before[key] != value:
+            print(f"{key}  {before.get(key, 'not set')} -> {value}", file=sys.stderr)
+
+
+def go_on(config: Any, folder: Path, policy: str | None = None) -> int:
+    """Resume the run in `folder`; `policy` says what becomes of the schedule if the run is longer now.
+
+    `stretch`: it is that of a run of the new length. `keep`: it stays, and its last value with it. `restart`: the
+    epochs from here on have one of their own.
+    """
     from cnn_train.config import load
 
-    config = load(folder, rest)
+    if policy in ("keep", "restart"):
+        trainer, was = config.trainer, load(folder).trainer
+        if policy == "keep":
+            trainer.schedule_epochs = was.schedule_epochs or was.max_epochs - was.schedule_start
+        else:
+            from cnn_train import checkpoint
+
+            state, _ = checkpoint.load_newest(folder)
+            trainer.schedule_start = state["progress"]["epoch"] if state else 0
+            trainer.schedule_epochs = None
+    elif policy == "stretch":
+        config.trainer.schedule_epochs = None
     from cnn_train.train import train
 
     train(config, folder, resume=True)
     return 0
+
+
+def unfinished(config: Any) -> Path | None:
+    """The newest run folder of this very config that has no results yet and that no process trains in."""
+    from omegaconf import OmegaConf
+
+    text = run_folder.mask(OmegaConf.to_yaml(config))
+    for path in sorted(Path(config.output_dir, config.name).glob("*/config.yaml"), reverse=True):
+        same = path.read_text(encoding="utf-8") == text
+        if same and not (path.parent / "metrics.json").exists() and run_folder.is_free(path.parent):
+            return path.parent
+    return None
 
 
 def found_runs() -> str:

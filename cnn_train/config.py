@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
 from cnn_train.choices import GROUPS, Choices, nearest
 from cnn_train.errors import ConfigError
@@ -70,7 +70,13 @@ def load(path: str | Path, overrides: Iterable[str] = (), trusted: bool = False)
     if not path.is_file():
         raise ConfigError(f"no run config {path}")
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        # Ours have none, and a few of them can make a file of a hundred bytes billions of nodes.
+        if any(isinstance(token, AliasToken) for token in scan(text)):
+            raise ConfigError(f"{path} has YAML aliases (*name), which a run's config never has")
+        config = OmegaConf.create(text)
+    except ConfigError:
+        raise
     except Exception as error:  # the YAML library's errors have no common base
         raise ConfigError(f"{path} is not valid YAML: {first_line(error)}") from error
     if not isinstance(config, DictConfig):

@@ -35,7 +35,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
             kind = cfg.choices.postprocess
             results = folder / "eval" / (split if kind == "none" else f"{split}-{kind}")
             worst = {split: "worst"} if split in task.worst else {}
-            experiment.describe_results(cfg, task, metrics, results, results, split, worst)
+            experiment.describe_results(cfg, task, results, results, split, worst)
+            run_folder.write_json(results / "metrics.json", metrics)
             experiment.show_results(task, metrics, folder, split)
     return metrics
 

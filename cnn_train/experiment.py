@@ -105,6 +105,8 @@ def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
     recipe = Recipe(
         optimizer=build(cfg.optimizer),
         schedule=build(cfg.scheduler),
+        schedule_start=options.schedule_start,
+        schedule_epochs=options.schedule_epochs,
         max_epochs=1 if options.fast_dev_run else options.max_epochs,
         seed=cfg.seed,
         accumulate=options.accumulate,
@@ -273,7 +275,7 @@ def build_trainer(cfg: DictConfig, folder: Path, saved: dict[str, Any] | None = 
         max_epochs=1 if options.fast_dev_run else options.max_epochs,
         check_val_every_n_epoch=options.eval_every,
         logger=logger or False,
-        deterministic=options.deterministic,
+        deterministic=cfg.repro == "strict",
         profiler=options.profiler,
         default_root_dir=str(folder),
         # Checkpoints, progress and summary are ours; the batches are already shared out among processes.
@@ -344,9 +346,14 @@ def restore(state: dict[str, Any] | None, folder: Path, task: Task, callbacks: C
     task.resume_state = state
     callbacks.checkpoints.restore(state)
     callbacks.metrics_file.keep_until(epoch)
+    set_epoch(trainer, epoch)
+    return f"from step {step:,}, epoch {epoch + 1}"
+
+
+def set_epoch(trainer: L.Trainer, epoch: int) -> None:
+    """Let Lightning count epochs from here."""
     counter: Any = trainer.fit_loop.epoch_progress.current
     counter.ready = counter.started = counter.processed = counter.completed = epoch
-    return f"from step {step:,}, epoch {epoch + 1}"
 
 
 def check_same_network(state: dict[str, Any], task: Task, folder: Path) -> None:
@@ -364,7 +371,10 @@ def check_same_network(state: dict[str, Any], task: Task, folder: Path) -> None:
 
 @contextmanager
 def saved_at_errors(task: Task) -> Iterator[None]:
-    """Within: an error keeps the state that was reached, if it is that between two updates."""
+    """Within: an error keeps the state that was reached, if it is that between two updates.
+
+    That memory is out becomes an EnvError, which says of what batch.
+    """
     try:
         yield
     except Exception as error:
@@ -459,7 +469,7 @@ def evaluate_best(task: Task, trainer: L.Trainer, folder: Path) -> dict[str, flo
 def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folder: Path) -> None:
     """Write metrics.json, per_class.csv and pictures, the worst validation samples among them; and to TensorBoard."""
     worst = {"val": "worst"} if "val" in task.worst else {}
-    pictures = describe_results(cfg, task, metrics, folder, folder / "pictures", "test", worst)
+    pictures = describe_results(cfg, task, folder, folder / "pictures", "test", worst)
     if task.logger is not None:
         board = writer(task)
         for name, picture in pictures.items():
@@ -472,18 +482,18 @@ def record_results(cfg: DictConfig, task: Task, metrics: dict[str, float], folde
             {f"final/{name}": value for name, value in metrics.items()},
         )
         task.logger.finalize("success")
+    run_folder.write_json(folder / "metrics.json", metrics)  # last: a run that has it is complete
 
 
 def describe_results(
-    cfg: DictConfig, task: Task, metrics: dict[str, float], folder: Path, pictures: Path, split: str,
+    cfg: DictConfig, task: Task, folder: Path, pictures: Path, split: str,
     worst: dict[str, str],
 ) -> dict[str, Picture]:  # fmt: skip
-    """Write metrics.json and per_class.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
+    """Write per_class.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
 
     `worst` maps splits to names of files. Returns the pictures by `split/name`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / "metrics.json", metrics)
     run_folder.write_text(folder / "per_class.csv", class_table(task, ","))
     count = max(cfg.callbacks.samples, 1)
     made = {

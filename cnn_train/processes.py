@@ -42,8 +42,10 @@ def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
     for leftover in folder.glob(".rank*"):
         leftover.unlink()
     ranks: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None = None) -> None:
+        received.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -53,6 +55,8 @@ def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
             port = free_port()
             for rank in range(count):
                 ranks.append(start(folder, resume, rank, count, port))
+            if received:  # before all were there
+                forward(received[0])
             codes = wait(ranks)
         finally:
             for process in ranks:
@@ -63,6 +67,8 @@ def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
     for rank in range(count):
         for path in (folder / f".rank{rank}.error", folder / f".rank{rank}.log"):
             path.unlink(missing_ok=True)
+    if received and -received[0] in codes.values():  # that early, Python itself dies of it
+        raise Interrupted(received[0], errors[0])
     if any(codes.values()):
         raise failure(codes, errors)
     return json.loads((folder / "metrics.json").read_text())

@@ -100,6 +100,17 @@ def _lock(folder: Path, patience: float = 8.0) -> int | None:
             return None
 
 
+def is_free(folder: Path) -> bool:
+    """Whether no process trains in this folder."""
+    try:
+        descriptor = _lock(folder, patience=0)
+    except EnvError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return True
+
+
 def log(folder: Path, text: str) -> Path | None:
     """Add to the folder's log.txt, with the time; where it was written, if it could be."""
     path = folder / "log.txt"

@@ -26,6 +26,8 @@ class TrainerConfig:
     strategy: str
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]
     max_epochs: int = field(metadata={"least": 1})
+    schedule_start: int = field(metadata={"least": 0})
+    schedule_epochs: int | None = field(metadata={"least": 1})
     limit_batches: int | None = field(metadata={"least": 1})
     accumulate: int = field(metadata={"least": 1})
     split_batches: int | Literal["auto"] = field(metadata={"least": 1})
@@ -40,7 +42,6 @@ class TrainerConfig:
     eval_every: int = field(metadata={"least": 1})
     log_every: int = field(metadata={"least": 1})
     progress: Literal["auto", "rich", "plain", "none"]
-    deterministic: bool
     overfit_batches: int = field(metadata={"least": 0})
     fast_dev_run: bool
     profiler: Literal["simple", "advanced", "pytorch"] | None
@@ -86,6 +87,7 @@ class RunConfig:
     seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
     name: str
     image_size: int | list[int] | None = field(metadata={"least": 1})
+    repro: Literal["fast", "strict"]
     monitor: str | None
     weights: str | None
     output_dir: str
@@ -147,6 +149,9 @@ def check(config: DictConfig) -> None:
     size = plain["image_size"]
     if isinstance(size, list) and len(size) != 2:
         raise ConfigError(f"image_size must be one side or [height, width], got {size}")
+    name = str(plain["name"])
+    if re.search(r"^\.*$|[/\\\x00-\x1f]", name):  # it becomes a folder's name
+        raise ConfigError(f"name must be a word without slashes, got {name!r}; output_dir says where runs are kept")
 
 
 def _check_closed(schema: Any, node: Any, prefix: str, config: DictConfig) -> None:

@@ -137,6 +137,7 @@ def interrupting(number: int) -> object:
     return mock.patch("torch.nn.functional.cross_entropy", lambda *args, **options: calls()(*args, **options))
 
 
+DENIED = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "outputs/lenet5/tensorboard")
 OUT_OF_MEMORY = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.12 GiB is free."
 )
@@ -170,6 +171,9 @@ SITUATIONS = [
               "diverged at step"),
     Situation("Disk full", TINY, 4, "No space left on device",
               patched=patched(mock.patch("torch.save", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))))),
+    Situation("TensorBoard's folder that cannot be written", TINY.replace(" logger=none", ""), 4, "Permission denied",
+              patched=patched(mock.patch(
+                  "lightning.pytorch.loggers.tensorboard.TensorBoardLogger.experiment", property(raising(DENIED))))),
     Situation("Missing package", "model=timm model.name=resnet18", 4, "pip install",
               patched=patched(mock.patch.dict(sys.modules, {"timm": None}))),
     Situation("No network", "data=cifar10 data.root=sets data.download=true", 3, "cannot fetch cifar10",

@@ -212,7 +212,7 @@ def test_precisions_train(tmp_path, precision):
 def test_frequent_options_train(tmp_path):
     metrics = run(
         tmp_path / "a", "trainer.gradient_clip=1.0", "trainer.channels_last=true", "trainer.eval_every=2",
-        "trainer.deterministic=true", "loss.class_weights=auto", "loss.label_smoothing=0.1", "init=lsuv", "norm=bn",
+        "repro=strict", "loss.class_weights=auto", "loss.label_smoothing=0.1", "init=lsuv", "norm=bn",
     )  # fmt: skip
     assert math.isfinite(metrics["test/loss"])
     with open(tmp_path / "a" / "metrics.csv", newline="") as file:

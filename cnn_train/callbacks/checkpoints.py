@@ -60,6 +60,7 @@ class Checkpoints(Callback):
         self.signal: int | None = None
         self._vote: Vote | None = None
         self._saved_at = time.monotonic()
+        self._saved_step = 0
 
     @property
     def best(self) -> float | None:
@@ -77,6 +78,7 @@ class Checkpoints(Callback):
             best |= {"kept": [list(entry) for entry in self.kept], "since": self.since_best}
             state = {**task.training_state(), "best": best, **self.describe()}
             checkpoint.save(state, path, self.folder / checkpoint.PREVIOUS if name == checkpoint.LAST else None)
+        self._saved_step = task.progress.step
         self._saved_at = time.monotonic()
         return path
 
@@ -134,7 +136,7 @@ class Checkpoints(Callback):
 
     def on_error(self, task: Task) -> None:
         """Keep what was reached before an error, where the state is that between two updates."""
-        if task.progress.step and task.trainer.world_size == 1:
+        if task.progress.step != self._saved_step and task.trainer.world_size == 1:
             self.save(task, checkpoint.LAST)
 
     def on_fit_end(self, task: Task) -> None:

@@ -87,9 +87,11 @@ def examine(task: Task, step: int) -> dict[str, Any]:
     samples: list[int] = []
     loss, norm = math.nan, math.nan
     task.optimizer.zero_grad(set_to_none=True)
+    now = progress.step
     try:
         for position, batch in zip(range(first, last + 1), batches, strict=False):
-            torch.manual_seed(step_seed(recipe.seed, progress.epoch * progress.steps_per_epoch + position))
+            progress.step = progress.epoch * progress.steps_per_epoch + position
+            torch.manual_seed(step_seed(recipe.seed, progress.step))
             samples += batch.indices.tolist()
             watch.see("the images of the batch", batch.images)
             with task.trainer.precision_plugin.forward_context():
@@ -104,6 +106,7 @@ def examine(task: Task, step: int) -> dict[str, Any]:
             if parameter.grad is not None:
                 watch.see(f"the gradient of {name}", parameter.grad)
     finally:
+        progress.step = now
         watch.close()
     task.optimizer.zero_grad(set_to_none=True)
     return {

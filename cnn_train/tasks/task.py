@@ -35,6 +35,8 @@ class Recipe:
     optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Callable[[int, int, int], float]
     max_epochs: int
+    schedule_start: int = 0
+    schedule_epochs: int | None = None
     seed: int = 0
     accumulate: int = 1
     gradient_clip: float | None = None
@@ -217,7 +219,7 @@ class Task(L.LightningModule):
             self.device.type == "cpu" or self.recipe.skip_not_finite or not self._fused or self._scaler() is not None
         )
         self._poison = None if waits else torch.zeros((), device=self.device)
-        self._running = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
+        self._running = list(self.network.buffers())
         if self.recipe.ema:
             self.ema = EMA(self.network, self.recipe.ema, self.recipe.ema_bias_correction)
         if self.resume_state is not None:
@@ -357,8 +359,10 @@ class Task(L.LightningModule):
         return main + self.network.aux_weight * sum(auxiliary)
 
     def _set_learning_rate(self, step: int) -> float:
-        progress = self.progress
-        factor = self.recipe.schedule(step, progress.total_steps, progress.steps_per_epoch)
+        recipe, per_epoch = self.recipe, self.progress.steps_per_epoch
+        length = (recipe.schedule_epochs or recipe.max_epochs - recipe.schedule_start) * per_epoch
+        position = min(max(step - recipe.schedule_start * per_epoch, 0), length - 1)
+        factor = recipe.schedule(position, length, per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         return self.optimizer.param_groups[0]["lr"]
