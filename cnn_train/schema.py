@@ -87,10 +87,10 @@ class RunConfig:
     seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
     name: str
     image_size: int | list[int] | None = field(metadata={"least": 1})
-    repro: Literal["fast", "strict"]
     monitor: str | None
     weights: str | None
     output_dir: str
+    repro: Literal["fast", "strict"]
     model: Any
     data: Any
     augment: Any

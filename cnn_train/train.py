@@ -19,7 +19,7 @@ def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> 
     if folder is None:
         folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
         run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
-    if resume:
+    if resume and not processes.is_one_of_several():
         run_folder.write_text(folder / "config.yaml", run_folder.mask(OmegaConf.to_yaml(cfg)))
     if (count := experiment.num_processes(cfg)) > 1 and not processes.is_one_of_several():
         return processes.train(folder, resume, count)

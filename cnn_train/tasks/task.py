@@ -411,8 +411,11 @@ class Task(L.LightningModule):
                 del self.curve[index:]
                 if self._poison is not None:
                     self._poison.zero_()
+                # Batches after that step went by without an update: not a state to save.
+                whole, self.between_updates = self.between_updates, False
                 for callback in self.callbacks:
                     callback.on_not_finite(self, step)
+                self.between_updates = whole
                 if self.recipe.skip_not_finite:
                     for buffer, before in zip(self._running, self._running_before, strict=True):
                         buffer.copy_(before)
