@@ -91,7 +91,7 @@ def check_line(words: list[str]) -> None:
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=150, derandomize=True, **QUIET)
+@settings(max_examples=80, derandomize=True, **QUIET)
 @given(LINES)
 def test_changed_command_lines(words):
     check_line(words)
@@ -123,7 +123,7 @@ def check_yaml(text: str) -> None:
         assert "Traceback" not in err.getvalue() and err.getvalue().count("\n") <= 6
 
 
-@settings(max_examples=60, derandomize=True, **QUIET)
+@settings(max_examples=40, derandomize=True, **QUIET)
 @given(changed(SAVED, YAML_PIECES, 6))
 def test_changed_configs(text):
     check_yaml(text)
