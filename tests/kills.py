@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torchvision.transforms.v2  # noqa: F401  once here, so that a kill finds a child training, not importing
 from omegaconf import OmegaConf
 
-from cnn_train import checkpoint, run_folder
+from cnn_train import checkpoint, experiment, run_folder  # noqa: F401
 from cnn_train.config import compose
 
 # Everything that a state consists of, in an epoch of some tenths of a second.
