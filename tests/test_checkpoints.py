@@ -254,7 +254,8 @@ def test_an_error_keeps_what_was_reached(tmp_path, monkeypatch):
 
 
 def test_the_best_epochs_are_kept(tmp_path):
-    run(tmp_path / "a", "trainer.max_epochs=6", "optimizer.lr=0.05", "callbacks.checkpoint.keep_best=3")
+    options = ["monitor=val/acc", "optimizer.lr=0.05", "callbacks.checkpoint.keep_best=3"]
+    run(tmp_path / "a", "trainer.max_epochs=6", *options)
     with open(tmp_path / "a" / "metrics.csv", newline="") as file:
         values = [float(row["val/acc"]) for row in csv.DictReader(file)]
     ranked = sorted(range(6), key=lambda i: (-values[i], i))[:3]

@@ -108,9 +108,9 @@ def test_each_job_has_a_frozen_config_in_a_folder_of_its_own(worker, tmp_path, c
     assert "epoch 1 of seed 2" in (folder / "1" / "log.txt").read_text()
     captured = capsys.readouterr()
     table = captured.out.splitlines()
-    assert table[0].split() == ["job", "overrides", "val/acc", "test/acc", "state", "time", "folder"]
-    assert table[2].split()[:5] == ["*", "1", "seed=2", "0.2000", "0.5000"]
-    assert "best by val/acc: seed=2, 0.2000" in captured.out
+    assert table[0].split() == ["job", "overrides", "val/loss", "test/acc", "state", "time", "folder"]
+    assert table[1].split()[:5] == ["*", "0", "seed=1", "1.0000", "0.5000"]
+    assert "best by val/loss: seed=1, 1.0000" in captured.out
     assert "[1/2] seed=1: started" in captured.err and "[2/2] seed=2: done in " in captured.err
     assert "\x1b" not in captured.out + captured.err
 
@@ -128,10 +128,10 @@ def test_a_failed_job_stops_no_other_and_is_explained(worker, tmp_path, capsys):
     ]
     with (folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["val/acc"] for row in rows] == ["0.1", "", "", "", "0.3"]
+    assert [row["val/loss"] for row in rows] == ["1", "", "", "", "3"]
     captured = capsys.readouterr()
     assert f"job 1 (seed=7): no good; see {folder / '1' / 'log.txt'}" in captured.err
-    assert "failed (3)" in captured.out and "best by val/acc: seed=3" in captured.out
+    assert "failed (3)" in captured.out and "best by val/loss: seed=1" in captured.out
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def test_a_real_sweep_through_the_command_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "best by val/acc" in result.stdout
+    assert "best by val/loss" in result.stdout

@@ -176,7 +176,7 @@ def test_ema_weights_are_evaluated(tmp_path):
 
 
 def test_best_checkpoint_is_the_best_epochs(tmp_path):
-    run(tmp_path / "a", "trainer.max_epochs=5", "optimizer.lr=0.05", "logger=none")
+    run(tmp_path / "a", "trainer.max_epochs=5", "optimizer.lr=0.05", "monitor=val/acc", "logger=none")
     with open(tmp_path / "a" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     best = max(float(row["val/acc"]) for row in rows)
