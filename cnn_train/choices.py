@@ -1,6 +1,7 @@
 """What conf/ holds, read without Hydra: groups, their choices, one line about each. Fast enough for a TAB key."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Choices:
     def find(cls, config_dir: str | Path | None = None) -> "Choices":
         if config_dir is None:
             return cls((conf_dir(),))
-        path = Path(config_dir).expanduser().resolve()
+        path = Path(os.path.expanduser(config_dir)).resolve()
         if not path.is_dir():
             raise ConfigError(f"--config-dir: no folder {path}")
         return cls((conf_dir(), path))

@@ -4,6 +4,7 @@ Nothing here imports torch until `build` is called. Every error is a ConfigError
 to try.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -228,12 +229,19 @@ def _in_order(config: DictConfig) -> DictConfig:
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """Parse Hydra's override grammar; a value that is an existing path with `=` or `,` in its name needs no quotes."""
+    """Parse Hydra's override grammar.
+
+    A value that is an existing path with `=` or `,` in its name needs no quotes, and `~/` is the home folder, which
+    shells do not replace behind `=`.
+    """
     parser = OverridesParser.create()
     parsed = []
     for line in overrides:
         key, sign, value = line.partition("=")
-        if re.search(r"[=,\[\]{}()]", value) and _exists(value):
+        if value.startswith("~"):
+            value = os.path.expanduser(value)
+            line = f"{key}={value}"
+        if re.search(r"[=,\[\]{}()]", value) and os.path.exists(value):
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             line = f"{key}='{quoted}'"
         try:
@@ -252,13 +260,6 @@ def parse(overrides: Iterable[str]) -> list[Override]:
             raise error_
         parsed.append(override)
     return parsed
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except OSError:
-        return False
 
 
 # -- applying single settings -----------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ WORDS = [
     "loss.label_smoothing=0.1", "callbacks.checkpoint.every_minutes=5", "experiment=null", "data.root=x", "seed=1,2",
     "model.dropout=0.5", "weights=a.ckpt", "choices.model=x", "optimizer.betas=[0.9,0.99]", "data=folder", "--cfg=job",
     "--info=defaults", "-m", "list", "model", "resume", "eval", "run=outputs", "split=val", "resume=auto", "train",
-    "schedule=keep", "hydra.run.dir=x",
+    "schedule=keep", "hydra.run.dir=x", "output_dir=~/x",
     "model=../../x", "optimizer._target_=os.system", "${seed}", "a=${b}", "--version",
 ]  # fmt: skip
 PIECES = [
@@ -93,6 +93,7 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 
 @settings(max_examples=80, derandomize=True, **QUIET)
 @given(LINES)
+@example(["=~model=resnet18"])
 def test_changed_command_lines(words):
     check_line(words)
 

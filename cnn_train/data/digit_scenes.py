@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from cnn_train.data.data import Augment, Data, InMemory, as_size
 from cnn_train.data.digits import NAMES, load_digits
+from cnn_train.data.files import cache_folder
 
 IGNORE = 255
 VERSION = 1  # of the generator: a cached file of another version is not used
@@ -49,7 +50,7 @@ def digit_scenes(
     """
     size = as_size(image_size, 64)
     counts = {"train": num_train, "val": num_val, "test": num_test}
-    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn-train").expanduser()
+    cache = cache_folder(cache_dir)
     splits = {name: InMemory(*cached_scenes(name, count, size, scene_seed, cache)) for name, count in counts.items()}
     return Data(
         "digit_scenes",

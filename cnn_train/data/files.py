@@ -36,7 +36,7 @@ def existing_folder(root: str | Path | None, layout: str) -> Path:
     """The folder of a data set; DataError that says what is there instead and which layout is expected."""
     if root is None:
         raise DataError(f"data.root is not set; data.root=DIR, a folder with {layout}")
-    path = Path(root).expanduser().resolve()
+    path = Path(os.path.expanduser(root)).resolve()
     if path.is_dir():
         return path
     nearest = next(parent for parent in path.parents if parent.is_dir())
@@ -393,7 +393,7 @@ def remember(
 
 def cache_folder(cache_dir: str | None) -> Path:
     """`cache_dir`, or cnn-train in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn-train").expanduser()
+    return Path(os.path.expanduser(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn-train"))
 
 
 def common_size(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:

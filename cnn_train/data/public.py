@@ -1,5 +1,6 @@
 """Public sets of small images, by torchvision, held in memory."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def small_images(
     `val_size` training images, the same share of each class, are kept for validation; with 0, validation is on the test
     images. Raises DataError where the files are missing and `download` is not set.
     """
-    folder = Path(root).expanduser().resolve() if root is not None else cache_folder(cache_dir) / "datasets"
+    folder = Path(os.path.expanduser(root)).resolve() if root is not None else cache_folder(cache_dir) / "datasets"
     images, labels, class_names = load(dataset, folder, True, download)
     test_images, test_labels, _ = load(dataset, folder, False, download)
     size = as_size(image_size, 0) if image_size is not None else (images.size(2), images.size(3))

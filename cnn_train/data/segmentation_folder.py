@@ -5,6 +5,7 @@ frequent reason of a segmentation that does not learn.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def voc(
     """
     from torchvision.datasets import VOCSegmentation
 
-    folder = Path(root).expanduser().resolve() if root is not None else cache_folder(cache_dir) / "datasets"
+    folder = Path(os.path.expanduser(root)).resolve() if root is not None else cache_folder(cache_dir) / "datasets"
     splits = {}
     try:
         for split in ("train", "val"):
