@@ -106,7 +106,7 @@ def _network(cfg: "DictConfig", state: dict[str, Any]) -> tuple["nn.Module", "to
     """The network with the checkpoint's weights, the averaged ones where there are some, where it will run."""
     import torch
 
-    from cnn_train.experiment import accelerator
+    from cnn_train.hardware import accelerator
 
     classes, channels = len(state["class_names"]), state["preprocessing"]["in_channels"]
     network = build(cfg.model, num_classes=classes, in_channels=channels, layers=build_layers(cfg))

@@ -14,15 +14,16 @@ def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> 
     `folder` is the run's own folder, which with `resume` holds the state to go on from; None makes a new one under
     `output_dir`. A resumed run may have more epochs than before: the schedule is then that of a run of this length.
     """
-    from cnn_train import experiment
+    from cnn_train.hardware import num_processes
 
     if folder is None:
         folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
         run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
     if resume and not processes.is_one_of_several():
         run_folder.write_text(folder / "config.yaml", run_folder.mask(OmegaConf.to_yaml(cfg)))
-    if (count := experiment.num_processes(cfg)) > 1 and not processes.is_one_of_several():
+    if (count := num_processes(cfg)) > 1 and not processes.is_one_of_several():
         return processes.train(folder, resume, count)
+    from cnn_train import experiment
 
     with run_folder.in_use(folder), experiment.quiet_libraries(), ExitStack() as stack:
         network, data = experiment.build_network_and_data(cfg)

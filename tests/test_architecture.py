@@ -65,3 +65,17 @@ def test_front_end_imports_no_torch():
     for name in FREE_OF_TORCH:
         tops = {found.split(".")[0] for found in imports(PACKAGE / name, everywhere=False)}
         assert not tops & {"torch", "torchvision", "lightning", "numpy", "sklearn", "matplotlib"}, name
+
+
+def test_prediction_needs_no_lightning():
+    """Which would be half of its time: nothing that it imports, nor what that imports in turn, is made of it."""
+    paths, found = [PACKAGE / "predict.py"], set()
+    for path in paths:
+        names = imports(path, everywhere=path == paths[0])
+        found |= {name.split(".")[0] for name in names}
+        for name in names:
+            of_ours = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+            for module in (of_ours, of_ours.parent.with_suffix(".py")):
+                if name.startswith("cnn_train.") and module.is_file() and module not in paths:
+                    paths.append(module)
+    assert len(paths) > 8 and not found & {"lightning", "torchmetrics", "torchvision"}
