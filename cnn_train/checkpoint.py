@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cnn_train.errors import ConfigError, EnvError
+from cnn_train.models.classification.densenet import from_old_torchvision
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -134,17 +135,54 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start."""
+    """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start.
+
+    An encoder also takes the weights of its classification network, and a dense layer turned into a convolution those
+    of the dense one. The first convolution is folded to the number of channels that the images have.
+    """
     state = load(path)
-    state = state.get("network", state.get("state_dict", state))
+    state = from_old_torchvision(state.get("network", state.get("state_dict", state)))
     own = network.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    stem = next((f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
+    fitting, told = {}, []
+    for name, weight in own.items():
+        given = state.get(name, state.get(_classification_name(network, name)))
+        if given is None:
+            continue
+        if given.ndim == 2 and given.numel() == weight.numel():
+            given = given.view(weight.shape)
+        if name == stem and given.ndim == weight.ndim and given.size(1) != weight.size(1):
+            told.append(f"{name} is folded from {given.size(1)} to {weight.size(1)} channels")
+            given = fold(given, weight.size(1))
+        if given.shape == weight.shape:
+            fitting[name] = given
     if not fitting:
         raise ConfigError(f"{path} holds no weight of this network; it begins with {next(iter(state), 'nothing')!r}")
     network.load_state_dict(fitting, strict=False)
     others = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     if others:
         some = ", ".join(others[:3])
-        print(
-            f"{path}: {len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)", file=sys.stderr
-        )
+        told.append(f"{len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)")
+    if told:
+        print(f"{path}: {'; '.join(told)}", file=sys.stderr)
+
+
+def _classification_name(network: nn.Module, name: str) -> str:
+    """What a weight of a network that stands on a classification network is called there."""
+    part, _, rest = name.partition(".")
+    if part == "backbone":
+        return getattr(network.backbone, "prefix", "") + rest
+    return f"{getattr(network, 'dense_layers', {}).get(part, part)}.{rest}"
+
+
+def fold(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """A convolution's weight (out, in, h, w) for another number of input channels: (out, channels, h, w).
+
+    Channels are dealt out in turn: fewer ones are the sums of those dealt to them, more are copies that share the
+    original. To an image whose channels are all alike the convolution answers as before.
+    """
+    given = weight.size(1)
+    share = torch.zeros(channels, given, dtype=weight.dtype)
+    for i in range(max(given, channels)):
+        share[i % channels, i % given] = 1
+    return torch.einsum("oihw,ci->ochw", weight, share / share.sum(0))

@@ -27,7 +27,7 @@ from cnn_train.callbacks.record import MetricsFile, TensorBoard, writer
 from cnn_train.config import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError, DivergedError, EnvError, UserError
-from cnn_train.hardware import accelerator, devices, precision, rank
+from cnn_train.hardware import accelerator, devices, num_processes, precision, rank
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
@@ -63,10 +63,18 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
 
 
 def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
-    """Send the smallest training batch through the network on the meta device; ConfigError if it does not fit."""
-    train_size, batch = data.size("train"), data.batch_size
-    last = train_size % batch
-    smallest = last if last and not data.drop_last else min(batch, train_size)
+    """Send the least that is normalized together in training through the network on the meta device.
+
+    ConfigError if it does not fit.
+    """
+    processes, parts = num_processes(cfg), cfg.trainer.split_batches
+    shares = (1 if cfg.choices.norm == "syncbn" else processes) * (1 if parts == "auto" else parts)
+    full, last = divmod(data.size("train"), data.batch_size)
+    smallest, which = data.batch_size if full else data.size("train"), "a training batch"
+    if processes <= last and not data.drop_last:
+        smallest, which = last, "the last training batch"
+    if shares > 1:
+        smallest, which = max(smallest // shares, 1), f"a part of {which}"
     model, size = cfg.choices.model, "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:
@@ -74,7 +82,6 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise ConfigError(str(error).splitlines()[0]) from error
-        which = "the last training batch" if smallest == last else "a training batch"
         raise ConfigError(
             f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a "
             f"map of {model} is 1x1; choose data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"

@@ -2,14 +2,21 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cnn_train.checkpoint import fold, load_weights
+from cnn_train.errors import ConfigError
 from cnn_train.layers import LayerFactory
+from cnn_train.layers.norm import FrozenBatchNorm
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder, make_encoder
+from cnn_train.models.segmentation.deeplab_v3 import deeplabv3
+from cnn_train.models.segmentation.fcn import fcn16s
+from cnn_train.models.segmentation.unet import unet, unet_encoder
 
 
 class Plain(nn.Module):
@@ -208,3 +215,68 @@ def test_encoders_of_the_zoo(name):
         module.register_forward_hook(lambda *_, key=key: used.add(key))
     encoder(torch.empty(1, 3, 97, 129, device="meta"))
     assert {key.rpartition(".")[0] for key, _ in encoder.named_parameters()} <= used
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+def test_a_folded_stem_answers_to_grey_as_before(channels):
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 4, 5).double()
+    grey = torch.randn(1, 1, 9, 9, dtype=torch.float64)
+    expected = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), stem.weight)
+    folded = fold(stem.weight, channels)
+    assert folded.shape == (4, channels, 5, 5)
+    torch.testing.assert_close(nn.functional.conv2d(grey.expand(-1, channels, -1, -1), folded), expected)
+    if channels == 6:  # each of two pictures has half a say
+        torch.testing.assert_close(folded, torch.cat([stem.weight, stem.weight], 1) / 2)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_an_encoder_takes_the_weights_of_its_network(tmp_path, capsys, channels, norm):
+    torch.manual_seed(0)
+    pretrained = builder("resnet18")(widths=[4, 8, 8, 8]).double()
+    for module in pretrained.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_()
+    torch.save(pretrained.state_dict(), tmp_path / "resnet18.pth")
+    layers = LayerFactory(norm_layer=norm)
+    network = deeplabv3(5, in_channels=channels, encoder_widths=[4, 8, 8, 8], aspp_channels=8, layers=layers).double()
+    load_weights(network, tmp_path / "resnet18.pth")
+    told = capsys.readouterr().err
+    assert ("conv1.weight is folded from 3" in told) == (channels != 3)
+    assert "start fresh (classifier.0" in told
+    grey = torch.randn(1, 1, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = Encoder(pretrained, output_stride=8).eval()(grey.expand(-1, 3, -1, -1))[-1]
+        found = network.backbone.eval()(grey.expand(-1, channels, -1, -1))[-1]
+    torch.testing.assert_close(found, expected)
+
+
+def test_vggs_dense_layers_become_convolutions(tmp_path):
+    torch.manual_seed(0)
+    vgg = builder("vgg16")(7, width=2).eval()
+    torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
+    network = fcn16s(7, width=2, pad_input=False).eval()
+    load_weights(network, tmp_path / "vgg16.pth")
+    images = torch.randn(2, 3, 224, 224)
+    seen: list[Tensor] = []
+    network.act7.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 3, 3]))
+    with torch.no_grad():
+        network(images)
+        expected = vgg.classifier[:5](vgg.features(images).flatten(1))  # seen from the middle of the 7x7 map
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_densenets_published_names_are_understood_and_strangers_refused(tmp_path):
+    network = builder("densenet_bc_100_12")(in_channels=3)
+    encoder = {f"features.{name}": value for name, value in Encoder(network).state_dict().items()}
+    published = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", name): value for name, value in encoder.items()}
+    assert any("denselayer1.norm.1.weight" in name for name in published)
+    torch.save(published, tmp_path / "densenet.pth")
+    other = unet_encoder(3, encoder="densenet_bc_100_12", decoder_channels=(4, 4, 4))
+    load_weights(other, tmp_path / "densenet.pth")
+    for name, value in other.backbone.state_dict().items():
+        assert torch.equal(value, encoder[f"features.{name}"]), name
+    with pytest.raises(ConfigError, match="holds no weight of this network; it begins with 'features"):
+        load_weights(unet(3, width=2), tmp_path / "densenet.pth")

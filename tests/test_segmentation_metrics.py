@@ -348,6 +348,11 @@ def test_the_ignore_label_is_followed_everywhere(tmp_path, monkeypatch):
     [
         (["data.num_train=17"], "the last training batch is 1 image and a map of deeplabv3 is 1x1"),
         (["data.batch_size=1"], "a training batch is 1 image and a map of deeplabv3 is 1x1"),
+        (["trainer.split_batches=9"], "a part of a training batch is 1 image"),
+        (
+            ["data.num_train=19", "trainer.devices=2", "trainer.accelerator=cpu"],
+            "a part of the last training batch is 1",
+        ),
     ],
 )
 def test_a_single_image_with_batch_norm_is_told_before_training(settings, told):

@@ -7,7 +7,7 @@ ResNet of output stride 8 and a small convolutional head.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -43,6 +43,8 @@ class FCN(nn.Module):
     once, 1 in the staged one. `learn_upsampling=False` keeps the transposed convolutions bilinear, as the release does.
     `width` is that of VGG's first block, which all others go with.
     """
+
+    dense_layers: ClassVar[dict[str, str]] = {"fc6": "classifier.0", "fc7": "classifier.3"}  # in VGG
 
     def __init__(
         self,
