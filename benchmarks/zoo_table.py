@@ -1,4 +1,4 @@
-"""The networks of conf/model in Markdown tables, from the code: paper, parameters, multiply-adds, receptive field.
+"""The networks of conf/model in Markdown tables, from the code: paper, size, receptive field, published error.
 
     python benchmarks/zoo_table.py [--write] [model ...]
 
@@ -30,42 +30,64 @@ SMALL = {"lenet5": 32, "lstm": 28}
 NATIVE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception", "xception41", "xception65", "xception71"}
 VOC_CLASSES, VOC_SIZE = 21, 513
 
-# Top-1 errors in percent as their authors published them, and where: one 224-pixel crop of ImageNet's validation images
-# (Xception: 299 pixels), or CIFAR-10's test images with mirrored and shifted training images.
-SOURCES = {
-    "A": "README of deep-residual-networks (with `model.stride_in_1x1=true`); VGG-16 as MatConvNet has it, given there",
-    "B": "README of wide-residual-networks, median of five runs on CIFAR-10",
-    "C": "README of DenseNet",
-    "D": "README of ResNeXt",
-    "E": "README of SENet (with `model.variant=release`)",
-    "F": "documentation of Keras, the author's release",
-    "T": "torchvision's first weights (`IMAGENET1K_V1`), where the authors have not published this network's",
-}
+# Top-1 error (segmentation: mean IoU) in percent as the authors published it, on what, and where: a table or figure of
+# the paper in the same row, or their release. Of one model and one view of each image, unless it says otherwise.
 PUBLISHED = {
-    "vgg16": ("28.5", "A"),
-    "resnet50": ("24.7", "A"),
-    "resnet101": ("23.6", "A"),
-    "resnet152": ("23.0", "A"),
-    "preact_resnet164": ("5.46", "B"),
-    "wide_resnet50_2": ("21.9", "B"),
-    "wrn_28_10": ("4.00", "B"),
-    "densenet121": ("25.0", "C"),
-    "densenet161": ("22.2", "C"),
-    "densenet169": ("23.6", "C"),
-    "densenet201": ("22.5", "C"),
-    "densenet_bc_100_12": ("4.51", "C"),
-    "densenet_bc_190_40": ("3.46", "C"),
-    "resnext50_32x4d": ("22.2", "D"),
-    "seresnet50": ("22.37", "E"),
-    "seresnext50_32x4d": ("20.97", "E"),
-    "senet154": ("18.68", "E"),
-    "xception": ("21.0", "F"),
+    "lenet5": ("0.95", "MNIST; Fig. 9, where C3 sees only some of the maps"),
+    "alexnet_2012": ("40.7", "ImageNet, 10 crops; Table 2"),
+    "nin": ("8.81", "CIFAR-10; Table 1"),
+    "inception_v2": ("25.2", "ImageNet; Fig. 4"),
+    "vgg11": ("29.6", "ImageNet, whole images; Table 3, trained at scale 256"),
+    "vgg13": ("28.7", "ImageNet, whole images; Table 3, trained at scale 256"),
+    "vgg16": ("27.0", "ImageNet, whole images; Table 3, trained at scale 256"),
+    "vgg19": ("27.3", "ImageNet, whole images; Table 3, trained at scale 256"),
+    "resnet20": ("8.75", "CIFAR-10; Table 6"),
+    "resnet32": ("7.51", "CIFAR-10; Table 6"),
+    "resnet44": ("7.17", "CIFAR-10; Table 6"),
+    "resnet56": ("6.97", "CIFAR-10; Table 6"),
+    "resnet110": ("6.43", "CIFAR-10; Table 6, best of 5 runs whose mean is 6.61"),
+    "resnet50": ("24.7", "ImageNet; README of deep-residual-networks, `model.stride_in_1x1=true`"),
+    "resnet101": ("23.6", "ImageNet; README of deep-residual-networks, `model.stride_in_1x1=true`"),
+    "resnet152": ("23.0", "ImageNet; README of deep-residual-networks, `model.stride_in_1x1=true`"),
+    "preact_resnet110": ("6.37", "CIFAR-10; Table 3"),
+    "preact_resnet164": ("5.46", "CIFAR-10; Table 3"),
+    "preact_resnet152": ("21.1", "ImageNet at 320 pixels; Table 5, `model.stride_in_1x1=true`"),
+    "inception_v3": ("21.2", "ImageNet without its blacklisted images; Table 3"),
+    "inception_v4": ("20.0", "ImageNet without its blacklisted images; Table 2"),
+    "inception_resnet_v2": ("19.6", "ImageNet; README of TF-Slim, the release (19.9 in Table 2 with half the blocks)"),
+    "wrn_16_8": ("4.27", "CIFAR-10; Table 5"),
+    "wrn_28_10": ("4.00", "CIFAR-10; Table 5"),
+    "wrn_40_4": ("4.53", "CIFAR-10; Table 5"),
+    "wide_resnet50_2": ("21.9", "ImageNet; Table 8"),
+    "xception": ("21.0", "ImageNet; Table 1"),
+    "xception65": ("20.19", "ImageNet; Table 4"),
+    "densenet121": ("25.0", "ImageNet; README of DenseNet"),
+    "densenet161": ("22.2", "ImageNet; README of DenseNet"),
+    "densenet169": ("23.6", "ImageNet; README of DenseNet"),
+    "densenet201": ("22.5", "ImageNet; README of DenseNet"),
+    "densenet_bc_100_12": ("4.51", "CIFAR-10; Table 2"),
+    "densenet_bc_190_40": ("3.46", "CIFAR-10; Table 2"),
+    "resnext50_32x4d": ("22.2", "ImageNet; README of ResNeXt"),
+    "resnext29_8x64d": ("3.65", "CIFAR-10; Table 7, mean of 10 runs"),
+    "seresnet50": ("22.37", "ImageNet; README of SENet, `model.variant=release`"),
+    "seresnext50_32x4d": ("20.97", "ImageNet; README of SENet, `model.variant=release`"),
+    "senet154": ("18.68", "ImageNet; README of SENet"),
+    "mobilenet_v1": ("29.4", "ImageNet; Table 6"),
+    "mobilenet_v2": ("28.0", "ImageNet; Table 4"),
+    "mobilenet_v3_large": ("24.8", "ImageNet; Table 3"),
+    "mobilenet_v3_small": ("32.6", "ImageNet; Table 3"),
+    "fcn32s": ("63.6", "VOC 2011 val less SBD's training images; README of fcn.berkeleyvision.org"),
+    "fcn16s": ("65.0", "VOC 2011 val less SBD's training images; README of fcn.berkeleyvision.org"),
+    "fcn8s": ("65.5", "VOC 2011 val less SBD's training images; README of fcn.berkeleyvision.org"),
+    "segnet": ("60.1", "CamVid test, trained on 3.5 thousand images"),
+    "deeplabv1": ("62.25", "VOC 2012 val; Table 1, without CRF"),
+    "deeplabv2_vgg16": ("68.96", "VOC 2012 val; Table 3, without CRF"),
+    "deeplabv2": ("76.35", "VOC 2012 val; Table 4, without CRF, `model.scales=[0.5,0.75]`, COCO before"),
+    "deeplabv3plus": ("79.79", "VOC 2012 val; Table 5"),
+    "pspnet": ("77.05", "VOC 2012 val; README of semseg, whose encoder has a stem of three 3x3 convolutions"),
+    "refinenet": ("82.4", "VOC 2012 test; Table 5, several scales, COCO before"),
+    "gcn": ("82.2", "VOC 2012 test; abstract, COCO before"),
 }
-# Networks of torchvision that the authors' figures do not cover.
-TORCHVISION = {
-    "alexnet", "vgg11", "vgg13", "vgg19", "googlenet", "inception_v3", "resnet18", "resnet34", "resnext101_32x8d",
-    "wide_resnet101_2", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class Row:
     parameters: int
     multiply_adds: int
     receptive_field: int | None
-    error: str
+    published: tuple[str, str]
 
 
 def models() -> list[str]:
@@ -114,7 +136,7 @@ def describe(model: str) -> Row:
         parameters=graph.parameters,
         multiply_adds=graph.multiply_adds,
         receptive_field=last_field(graph),
-        error=error(model),
+        published=published(model),
     )
 
 
@@ -148,25 +170,25 @@ def last_field(graph: Graph) -> int | None:
     return maps[-1].local_receptive_field[0] if maps and maps[-1].local_receptive_field else None
 
 
-def error(model: str) -> str:
-    """Published top-1 error in percent with the letter of its source; "-" where none was found."""
-    if model in PUBLISHED:
-        value, source = PUBLISHED[model]
-        return f"{value} {source}"
-    if model in TORCHVISION:
-        from torchvision.models import get_model_weights
+def published(model: str) -> tuple[str, str]:
+    """Top-1 error or mean IoU in percent and where it stands; where only torchvision has one, its first weights'."""
+    from torchvision.models import get_model_weights, list_models
 
-        accuracy = get_model_weights(model)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        return f"{100 - accuracy:.1f} T"
-    return "-"
+    if model in PUBLISHED or model not in list_models():
+        return PUBLISHED.get(model, ("-", "-"))
+    first = min(get_model_weights(model), key=lambda weights: weights.name)
+    ((data, figures),) = first.meta["_metrics"].items()
+    if "miou" in figures:
+        return f"{figures['miou']:.1f}", "COCO val 2017, the classes of VOC; torchvision"
+    assert data == "ImageNet-1K"
+    return f"{100 - figures['acc@1']:.1f}", "ImageNet; torchvision"
 
 
 def line(row: Row) -> str:
     """One row of a table."""
     field = "-" if row.receptive_field is None else f"{row.receptive_field:,}"
     cells = [f"`{row.model}`", row.title, f"{row.paper} {row.year}", f"{row.size}", f"{row.parameters:,}"]
-    cells += [amount(row.multiply_adds), field]
-    cells += [] if row.segments else [row.error]
+    cells += [amount(row.multiply_adds), field, *row.published]
     return f"| {' | '.join(cells)} |"
 
 
@@ -178,21 +200,17 @@ def amount(number: int) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    """Both tables, by year, and the sources of the errors."""
+    """Both tables, by year."""
     parts = []
     for segments, heading in ((False, "Classification"), (True, "Segmentation")):
         chosen = sorted((r for r in rows if r.segments == segments), key=lambda r: (r.year, r.paper, r.parameters))
         if not chosen:
             continue
         names = ["`model=`", "network", "paper", "pixels", "parameters", "multiply-adds", "receptive field"]
-        names += [] if segments else ["top-1 error, %"]
-        rules = ["---"] * 3 + ["---:"] * (len(names) - 3)
+        names += ["mean IoU, %" if segments else "top-1 error, %", "on; published in"]
+        rules = ["---"] * 3 + ["---:"] * 5 + ["---"]
         parts.append(f"## {heading}\n\n| {' | '.join(names)} |\n| {' | '.join(rules)} |")
         parts[-1] += "".join(f"\n{line(row)}" for row in chosen)
-        used = {row.error.split()[-1] for row in chosen if not segments}
-        if used & SOURCES.keys():
-            found = [f"{letter}: {text}." for letter, text in SOURCES.items() if letter in used]
-            parts.append("Errors are as published, not measured here. " + " ".join(found))
     return "\n\n".join(parts) + "\n"
 
 

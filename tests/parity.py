@@ -22,7 +22,11 @@ def count(network: nn.Module) -> int:
 
 
 def random_weights(state: State) -> dict[str, Tensor]:
-    """Weights by He's rule, norms away from their neutral values; one tile is repeated, as randn would take seconds."""
+    """Weights that keep the scale, norms away from their neutral values; one tile is repeated, as randn takes seconds.
+
+    Without norms by He's rule, lest the image fades; with them by half its variance, lest residual sums explode.
+    """
+    gain = 1 if any(name.endswith("running_var") for name in state) else 2
     tile = torch.randn(1_000_003)
     result = {}
     for name, value in state.items():
@@ -36,7 +40,7 @@ def random_weights(state: State) -> dict[str, Tensor]:
             result[name] = torch.randn(value.shape) * 0.1
         else:
             numbers = tile.repeat(-(-value.numel() // tile.numel()))[: value.numel()].view(value.shape)
-            result[name] = numbers.mul_((1 / value[0].numel()) ** 0.5)
+            result[name] = numbers.mul_((gain / value[0].numel()) ** 0.5)
     return result
 
 

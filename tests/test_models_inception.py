@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity import check_parity, close, count, meta, random_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,50 +43,6 @@ BN = LayerFactory(norm_layer=nn.BatchNorm2d)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def meta(build: Callable[..., nn.Module], **options: Any) -> nn.Module:
-    """Build without memory or initialization."""
-    with torch.device("meta"):
-        return build(**options)
-
-
-def count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def random_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by He's rule, norms away from their neutral values; one tile is repeated, as randn would take seconds."""
-    tile = torch.randn(1_000_003)
-    result = {}
-    for name, value in state.items():
-        if name.endswith("num_batches_tracked"):
-            result[name] = torch.tensor(1)
-        elif name.endswith("running_var") or (name.endswith("weight") and value.dim() == 1):
-            result[name] = torch.empty(value.shape).uniform_(0.5, 1.5)
-        elif value.dim() == 1:
-            result[name] = torch.randn(value.shape) * 0.1
-        else:
-            numbers = tile.repeat(-(-value.numel() // tile.numel()))[: value.numel()].view(value.shape)
-            result[name] = numbers.mul_((2 / value[0].numel()) ** 0.5)
-    return result
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.shape == theirs.shape
-    scale = theirs.abs().max()
-    assert 1e-3 < scale < 1e6, f"the logits' scale {scale:.2g} makes the comparison worthless"
-    assert (ours - theirs).abs().max() <= 1e-5 * scale
-
-
-def check_parity(ours: nn.Module, theirs: nn.Module, size: int) -> None:
-    state = random_weights(theirs.state_dict())
-    for network in (ours, theirs):
-        network.load_state_dict(state, strict=True, assign=True)
-        network.eval()
-    image = torch.randn(1, 3, size, size)
-    with torch.inference_mode():
-        close(ours(image), theirs(image))
 
 
 @pytest.mark.parametrize("build", [alexnet, vgg11, vgg13, vgg16, vgg19])

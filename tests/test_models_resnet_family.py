@@ -1,4 +1,4 @@
-"""Pre-activation ResNet, ResNeXt, Wide ResNet, DenseNet and SENet against torchvision, timm and the formulas."""
+"""ResNet, pre-activation ResNet, ResNeXt, Wide ResNet, DenseNet, SENet against torchvision, timm and formulas."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import GroupNorm
-from cnn_train.models.classification import densenet, preact_resnet, resnext, senet, wide_resnet
+from cnn_train.models.classification import densenet, preact_resnet, resnet, resnext, senet, wide_resnet
 from cnn_train.models.classification.densenet import densenet121, densenet_bc_100_12, densenet_bc_190_40
 from cnn_train.models.classification.preact_resnet import preact_resnet50, preact_resnet110, preact_resnet164
 from cnn_train.models.classification.resnext import resnext29_8x64d, resnext50_32x4d
@@ -30,6 +30,11 @@ def seeded():
 @pytest.mark.parametrize(
     "build",
     [
+        resnet.resnet18,
+        slow(resnet.resnet34),
+        resnet.resnet50,
+        slow(resnet.resnet101),
+        slow(resnet.resnet152),
         resnext.resnext50_32x4d,
         slow(resnext.resnext101_32x8d),
         wide_resnet.wide_resnet50_2,
@@ -162,18 +167,24 @@ def test_densenet_reads_torchvisions_published_keys():
 @pytest.mark.parametrize(
     ("build", "millions"),
     [
-        (preact_resnet110, 1.7),  # He et al. 2016, Table 3 of "Deep residual learning" for the same widths
-        (preact_resnet164, 1.7),
-        (resnext29_8x64d, 34.4),  # Xie et al. 2017, Table 7
-        (wrn_16_8, 11.0),  # Zagoruyko & Komodakis 2016, Table 5
-        (wrn_28_10, 36.5),
-        (wrn_40_4, 8.9),  # 8.7 in an early version of the table
-        (densenet_bc_100_12, 0.8),  # Huang et al. 2017, Table 2
-        (densenet_bc_190_40, 25.6),
+        (resnet.resnet20, "0.27"),  # He et al. 2016, Table 6
+        (resnet.resnet32, "0.46"),
+        (resnet.resnet44, "0.66"),
+        (resnet.resnet56, "0.85"),
+        (resnet.resnet110, "1.7"),
+        (preact_resnet110, "1.7"),  # He et al. 2016, "Identity mappings", Table 3
+        (preact_resnet164, "1.7"),
+        (resnext29_8x64d, "34.4"),  # Xie et al. 2017, Table 7
+        (wrn_16_8, "11.0"),  # Zagoruyko & Komodakis 2016, Table 5
+        (wrn_28_10, "36.5"),
+        (wrn_40_4, "8.9"),  # 8.7 in an early version of the table
+        (densenet_bc_100_12, "0.8"),  # Huang et al. 2017, Table 2
+        (densenet_bc_190_40, "25.6"),
     ],
 )
-def test_parameter_count_is_the_papers(build: Build, millions: float):
-    assert round(count(meta(build)) / 1e6, 1) == millions
+def test_parameter_count_is_the_papers(build: Build, millions: str):
+    decimals = len(millions.partition(".")[2])
+    assert f"{count(meta(build)) / 1e6:.{decimals}f}" == millions
 
 
 @pytest.mark.parametrize("build", [preact_resnet50, resnext29_8x64d, wrn_16_8, densenet121, seresnet50, senet154])

@@ -124,12 +124,12 @@ class AlexNet2012(nn.Module):
 def alexnet(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = ONE_COLUMN
 ) -> AlexNet:
-    """AlexNet in one column (2014): 61,100,840 parameters at 1000 classes."""
+    """AlexNet in one column (2014): 61,100,840 parameters at 1000 classes, as torchvision's."""
     return AlexNet(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
 
 
 def alexnet_2012(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = TWO_GPUS
 ) -> AlexNet2012:
-    """AlexNet on two GPUs (Fig. 2): 60,965,224 parameters at 1000 classes."""
+    """AlexNet on two GPUs (Fig. 2; 60 million in section 1): 60,965,224 parameters at 1000 classes."""
     return AlexNet2012(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)

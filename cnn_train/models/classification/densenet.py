@@ -122,32 +122,32 @@ def from_old_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def densenet121(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-121, k = 32 (Table 1): 7,978,856 parameters at 1000 classes."""
+    """DenseNet-121, k = 32 (Table 1): 7,978,856 parameters at 1000 classes, as torchvision's."""
     return DenseNet(32, (6, 12, 24, 16), num_classes, layers=layers, **options)
 
 
 def densenet161(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-161, k = 48 (the authors' release): 28,681,000 parameters at 1000 classes."""
+    """DenseNet-161, k = 48 (the authors' release): 28,681,000 parameters at 1000 classes, as torchvision's."""
     return DenseNet(48, (6, 12, 36, 24), num_classes, stem_channels=96, layers=layers, **options)
 
 
 def densenet169(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-169, k = 32 (Table 1): 14,149,480 parameters at 1000 classes."""
+    """DenseNet-169, k = 32 (Table 1): 14,149,480 parameters at 1000 classes, as torchvision's."""
     return DenseNet(32, (6, 12, 32, 32), num_classes, layers=layers, **options)
 
 
 def densenet201(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-201, k = 32 (Table 1): 20,013,928 parameters at 1000 classes."""
+    """DenseNet-201, k = 32 (Table 1): 20,013,928 parameters at 1000 classes, as torchvision's."""
     return DenseNet(32, (6, 12, 48, 32), num_classes, layers=layers, **options)
 
 
 def densenet_bc_100_12(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-BC of 100 layers for CIFAR, k = 12 (Table 2): 769,162 parameters at 10 classes."""
+    """DenseNet-BC of 100 layers for CIFAR, k = 12 (0.8M in Table 2): 769,162 parameters at 10 classes."""
     options = {"stem": "small"} | options
     return DenseNet(12, (16, 16, 16), num_classes, stem_channels=24, layers=layers, **options)
 
 
 def densenet_bc_190_40(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> DenseNet:
-    """DenseNet-BC of 190 layers for CIFAR, k = 40 (Table 2): 25,624,430 parameters at 10 classes."""
+    """DenseNet-BC of 190 layers for CIFAR, k = 40 (25.6M in Table 2): 25,624,430 parameters at 10 classes."""
     options = {"stem": "small"} | options
     return DenseNet(40, (31, 31, 31), num_classes, stem_channels=80, layers=layers, **options)

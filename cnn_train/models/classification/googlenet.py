@@ -151,7 +151,10 @@ def googlenet(
     dropout_aux: float = 0.7,
     layers: LayerFactory = DEFAULT,
 ) -> GoogLeNet:
-    """GoogLeNet (Table 1): 13,004,888 parameters at 1000 classes, 6,624,904 without the auxiliary classifiers."""
+    """GoogLeNet (Table 1): 13,004,888 parameters at 1000 classes, as torchvision's.
+
+    6,624,904 without the auxiliary classifiers.
+    """
     return GoogLeNet(
         num_classes,
         in_channels=in_channels,

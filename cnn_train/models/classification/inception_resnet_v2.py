@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
-from cnn_train.models.classification.inception_v4 import Parallel, Spec, chain, he_fan_in, mean_pool
+from cnn_train.layers.init import he_normal
+from cnn_train.models.classification.inception_v4 import Parallel, Spec, chain, mean_pool
 
 __all__ = ["inception_resnet_v2"]
 
@@ -115,7 +116,7 @@ class InceptionResNetV2(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
         self.classif = nn.Linear(self.avgpool.out_features, num_classes)
-        layers.init(self, paper=he_fan_in)
+        layers.init(self, paper=he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x)))
@@ -130,5 +131,5 @@ class InceptionResNetV2(nn.Module):
 def inception_resnet_v2(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.2, layers: LayerFactory = DEFAULT
 ) -> InceptionResNetV2:
-    """Inception-ResNet v2 (Fig. 15): 55,843,464 parameters at 1000 classes."""
+    """Inception-ResNet v2 (Fig. 15): 55,843,464 parameters at 1000 classes, as timm's."""
     return InceptionResNetV2(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)

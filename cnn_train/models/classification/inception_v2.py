@@ -148,7 +148,10 @@ class InceptionV2(nn.Module):
 def inception_v2(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.0, layers: LayerFactory = LayerFactory()
 ) -> InceptionV2:
-    """Inception v2, BN-Inception (Fig. 5): 11,285,224 parameters at 1000 classes."""
+    """Inception v2, BN-Inception (Fig. 5): 11,285,224 parameters at 1000 classes.
+
+    The release's less its convolutions' biases.
+    """
     return InceptionV2(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
 
 

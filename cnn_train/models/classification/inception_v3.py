@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import BasicConv2d
+from cnn_train.layers.init import he_normal
 from cnn_train.layers.pool import GlobalAvgPool
-from cnn_train.models.classification.inception_v4 import he_fan_in
 
 __all__ = ["inception_v3"]
 
@@ -213,7 +213,7 @@ class InceptionV3(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.avgpool.out_features, num_classes)
         # A standard deviation that knows no fan-in overflows in fifty layers that nothing normalizes.
-        layers.init(self, paper=truncated_normal if layers.has_norm else he_fan_in)
+        layers.init(self, paper=truncated_normal if layers.has_norm else he_normal)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -236,5 +236,5 @@ def inception_v3(
     dropout: float = 0.5,
     layers: LayerFactory = DEFAULT,
 ) -> InceptionV3:
-    """Inception v3: 27,161,264 parameters at 1000 classes, 23,834,568 without the auxiliary classifier."""
+    """Inception v3: 27,161,264 parameters at 1000 classes, as torchvision's; 23,834,568 without the auxiliary."""
     return InceptionV3(num_classes, in_channels=in_channels, aux=aux, dropout=dropout, layers=layers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import BasicConv2d
-from cnn_train.layers.init import weights
+from cnn_train.layers.init import he_normal
 
 __all__ = ["inception_v4"]
 
@@ -142,12 +142,6 @@ class InceptionC(nn.Module):
         return torch.cat(branches, 1)
 
 
-def he_fan_in(network: nn.Module) -> None:
-    """N(0, 2 / fan_in) for all weights."""
-    for weight in weights(network):
-        nn.init.kaiming_normal_(weight, nonlinearity="relu")
-
-
 class InceptionV4(nn.Module):
     """Stem, 4 blocks A, 7 blocks B, 3 blocks C (Fig. 9): (N, in_channels, H, W) -> (N, num_classes)."""
 
@@ -167,7 +161,7 @@ class InceptionV4(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
         self.last_linear = nn.Linear(self.avgpool.out_features, num_classes)
-        layers.init(self, paper=he_fan_in)
+        layers.init(self, paper=he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.flatten(self.avgpool(self.features(x)))
@@ -177,5 +171,5 @@ class InceptionV4(nn.Module):
 def inception_v4(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.2, layers: LayerFactory = DEFAULT
 ) -> InceptionV4:
-    """Inception v4 (Fig. 9): 42,679,816 parameters at 1000 classes."""
+    """Inception v4 (Fig. 9): 42,679,816 parameters at 1000 classes, as timm's."""
     return InceptionV4(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)

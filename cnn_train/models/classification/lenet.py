@@ -65,5 +65,5 @@ def lenet5(
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(norm_layer=None),
 ) -> LeNet5:
-    """LeNet-5: 61,706 parameters at 10 classes and one input channel."""
+    """LeNet-5: 61,706 parameters at 10 classes and one input channel (60,000 in section II.B: see the top)."""
     return LeNet5(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)

@@ -76,5 +76,5 @@ def mobilenet_v1(
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),
 ) -> MobileNetV1:
-    """MobileNet v1: 4,231,976 parameters at 1000 classes and width multiplier 1."""
+    """MobileNet v1 (4.2M in Table 6): 4,231,976 parameters at 1000 classes and width multiplier 1, as timm's."""
     return MobileNetV1(num_classes, in_channels=in_channels, width_mult=width_mult, dropout=dropout, layers=layers)

@@ -85,5 +85,5 @@ def mobilenet_v2(
     dropout: float = 0.2,
     layers: LayerFactory = LayerFactory(),
 ) -> MobileNetV2:
-    """MobileNetV2: 3,504,872 parameters at 1000 classes and width multiplier 1."""
+    """MobileNetV2: 3,504,872 parameters at 1000 classes and width multiplier 1, as torchvision's."""
     return MobileNetV2(num_classes, in_channels=in_channels, width_mult=width_mult, dropout=dropout, layers=layers)

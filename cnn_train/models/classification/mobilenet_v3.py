@@ -147,10 +147,10 @@ class MobileNetV3(nn.Module):
 
 
 def mobilenet_v3_large(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> MobileNetV3:
-    """MobileNetV3-Large (Table 1): 5,483,032 parameters at 1000 classes and width multiplier 1."""
+    """MobileNetV3-Large (Table 1): 5,483,032 parameters at 1000 classes and width 1, as torchvision's."""
     return MobileNetV3(LARGE, 1280, num_classes, layers=layers, **options)
 
 
 def mobilenet_v3_small(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> MobileNetV3:
-    """MobileNetV3-Small (Table 2): 2,542,856 parameters at 1000 classes and width multiplier 1."""
+    """MobileNetV3-Small (Table 2): 2,542,856 parameters at 1000 classes and width 1, as torchvision's."""
     return MobileNetV3(SMALL, 1024, num_classes, layers=layers, **options)

@@ -195,29 +195,29 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def preact_resnet18(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-18 (timm): 11,687,720 parameters at 1000 classes."""
+    """Pre-activation ResNet-18: 11,687,720 parameters at 1000 classes, as timm's."""
     options = {"split_after_act": False} | options
     return PreActResNet(PreActBasicBlock, (2, 2, 2, 2), num_classes, layers=layers, **options)
 
 
 def preact_resnet34(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-34 (timm): 21,795,880 parameters at 1000 classes."""
+    """Pre-activation ResNet-34: 21,795,880 parameters at 1000 classes, as timm's."""
     options = {"split_after_act": False} | options
     return PreActResNet(PreActBasicBlock, (3, 4, 6, 3), num_classes, layers=layers, **options)
 
 
 def preact_resnet50(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-50: 25,549,352 parameters at 1000 classes."""
+    """Pre-activation ResNet-50: 25,549,352 parameters at 1000 classes, as timm's."""
     return PreActResNet(PreActBottleneck, (3, 4, 6, 3), num_classes, layers=layers, **options)
 
 
 def preact_resnet101(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-101 (Table 5): 44,541,480 parameters at 1000 classes."""
+    """Pre-activation ResNet-101: 44,541,480 parameters at 1000 classes, as timm's."""
     return PreActResNet(PreActBottleneck, (3, 4, 23, 3), num_classes, layers=layers, **options)
 
 
 def preact_resnet152(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-152 (Table 5): 60,185,128 parameters at 1000 classes."""
+    """Pre-activation ResNet-152 (Table 5): 60,185,128 parameters at 1000 classes, as timm's."""
     return PreActResNet(PreActBottleneck, (3, 8, 36, 3), num_classes, layers=layers, **options)
 
 
@@ -228,10 +228,10 @@ def _cifar(block: type[nn.Module], num_classes: int, layers: LayerFactory, **opt
 
 
 def preact_resnet110(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-110 for CIFAR (Table 3), parameter-free shortcuts: 1,727,962 parameters at 10 classes."""
+    """Pre-activation ResNet-110 for CIFAR (1.7M in Table 3), no projections: 1,727,962 parameters at 10 classes."""
     return _cifar(PreActBasicBlock, num_classes, layers, **{"shortcut": "pad"} | options)
 
 
 def preact_resnet164(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
-    """Pre-activation ResNet-164 for CIFAR (Table 3), bottlenecks: 1,703,258 parameters at 10 classes."""
+    """Pre-activation ResNet-164 for CIFAR (1.7M in Table 3), bottlenecks: 1,703,258 parameters at 10 classes."""
     return _cifar(PreActBottleneck, num_classes, layers, **{"stride_in_1x1": True} | options)

@@ -115,7 +115,7 @@ def _is_release(variant: str) -> bool:
 def seresnet50(
     num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
 ) -> SENet:
-    """SE-ResNet-50 (Table 1): 28,088,024 parameters at 1000 classes."""
+    """SE-ResNet-50 (Table 1): 28,088,024 parameters at 1000 classes, as timm's."""
     release = _is_release(variant)
     options = {"ceil_pool": release, "stride_in_1x1": release} | options
     return SENet(SEBottleneck, (3, 4, 6, 3), num_classes, layers=layers, **options)
@@ -124,7 +124,7 @@ def seresnet50(
 def seresnext50_32x4d(
     num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
 ) -> SENet:
-    """SE-ResNeXt-50, 32 groups of 4 (Table 1): 27,559,896 parameters at 1000 classes."""
+    """SE-ResNeXt-50, 32 groups of 4 (Table 1): 27,559,896 parameters at 1000 classes, as timm's."""
     block = partial(SEBottleneck, groups=32, width_per_group=4)
     options = {"ceil_pool": _is_release(variant)} | options
     return SENet(block, (3, 4, 6, 3), num_classes, layers=layers, **options)
@@ -133,7 +133,7 @@ def seresnext50_32x4d(
 def senet154(
     num_classes: int = 1000, *, dropout: float = 0.2, layers: LayerFactory = LayerFactory(), **options: Any
 ) -> SENet:
-    """SENet-154 (appendix; ILSVRC 2017's winner): 115,088,984 parameters at 1000 classes."""
+    """SENet-154 (appendix; ILSVRC 2017's winner): 115,088,984 parameters at 1000 classes, as timm's."""
     options = {"deep_stem": True, "ceil_pool": True} | options
     widths = (128, 256, 512, 1024)
     return SENet(SENetBottleneck, (3, 8, 36, 3), num_classes, widths=widths, dropout=dropout, layers=layers, **options)

@@ -81,7 +81,7 @@ def vgg11(
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> VGG:
-    """VGG-11 (Table 1, A): 132,863,336 parameters at 1000 classes."""
+    """VGG-11 (Table 1, A): 132,863,336 parameters at 1000 classes, as torchvision's."""
     return VGG((1, 1, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
@@ -93,7 +93,7 @@ def vgg13(
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> VGG:
-    """VGG-13 (Table 1, B): 133,047,848 parameters at 1000 classes."""
+    """VGG-13 (Table 1, B): 133,047,848 parameters at 1000 classes, as torchvision's."""
     return VGG((2, 2, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
@@ -105,7 +105,7 @@ def vgg16(
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> VGG:
-    """VGG-16 (Table 1, D): 138,357,544 parameters at 1000 classes."""
+    """VGG-16 (Table 1, D): 138,357,544 parameters at 1000 classes, as torchvision's."""
     return VGG((2, 2, 3, 3, 3), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
 
 
@@ -117,5 +117,5 @@ def vgg19(
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> VGG:
-    """VGG-19 (Table 1, E): 143,667,240 parameters at 1000 classes."""
+    """VGG-19 (Table 1, E): 143,667,240 parameters at 1000 classes, as torchvision's."""
     return VGG((2, 2, 4, 4, 4), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)

@@ -115,5 +115,5 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def xception(
     num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = LayerFactory()
 ) -> Xception:
-    """Xception (Fig. 5): 22,855,952 parameters at 1000 classes."""
+    """Xception (Fig. 5): 22,855,952 parameters at 1000 classes, as timm's."""
     return Xception(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)

@@ -127,16 +127,16 @@ class XceptionDeepLab(nn.Module):
 
 
 def xception41(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> XceptionDeepLab:
-    """Xception-41, a middle flow of 8: 26,969,560 parameters at 1000 classes."""
+    """Xception-41, a middle flow of 8: 26,969,560 parameters at 1000 classes, as timm's."""
     return XceptionDeepLab(((128, 2), (256, 2), (728, 2)), 8, num_classes, layers=layers, **options)
 
 
 def xception65(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> XceptionDeepLab:
-    """Xception-65, a middle flow of 16: 39,916,312 parameters at 1000 classes."""
+    """Xception-65, a middle flow of 16: 39,916,312 parameters at 1000 classes, as timm's."""
     return XceptionDeepLab(((128, 2), (256, 2), (728, 2)), 16, num_classes, layers=layers, **options)
 
 
 def xception71(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> XceptionDeepLab:
-    """Xception-71, an entry flow of five and a middle flow of 16: 42,338,736 parameters at 1000 classes."""
+    """Xception-71, an entry flow of five and a middle flow of 16: 42,338,736 parameters at 1000 classes, as timm's."""
     entry = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
     return XceptionDeepLab(entry, 16, num_classes, layers=layers, **options)

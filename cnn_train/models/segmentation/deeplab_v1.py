@@ -90,7 +90,7 @@ def deeplabv1(
     dropout: float = 0.5,
     layers: LayerFactory = PLAIN,
 ) -> DeepLabV1:
-    """DeepLab-LargeFOV on VGG-16: 20,505,429 parameters at 21 classes (20.5M in Table 1)."""
+    """DeepLab-LargeFOV on VGG-16: 20,505,429 parameters at 21 classes (20.5M in Table 2)."""
     return DeepLabV1(
         num_classes,
         in_channels=in_channels,

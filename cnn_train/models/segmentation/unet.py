@@ -6,7 +6,6 @@ the expanding path on any classification network. Chosen upsamplings, which keep
 convolution that halves them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,19 +14,13 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
-from cnn_train.layers.init import weights_and_fans
+from cnn_train.layers.init import he_normal
 from cnn_train.layers.upsample import fit
 from cnn_train.models.encoder import Encoder, make_encoder
 
 __all__ = ["unet", "unet_encoder"]
 
 PLAIN = LayerFactory(norm_layer=None)
-
-
-def he_fan_in(module: nn.Module) -> None:
-    """N(0, 2 / N) for N incoming nodes (section 3)."""
-    for weight, fan_in, _ in weights_and_fans(module):
-        nn.init.normal_(weight, 0.0, math.sqrt(2.0 / fan_in))
 
 
 class DoubleConv(nn.Sequential):
@@ -134,7 +127,7 @@ class UNet(nn.Module):
             [Up(widths[i + 1], widths[i], widths[i], padding=pad, layers=layers) for i in reversed(range(depth))]
         )
         self.outc = nn.Conv2d(width, num_classes, 1)
-        layers.init(self, paper=he_fan_in)
+        layers.init(self, paper=he_normal)  # section 3
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -199,7 +192,7 @@ class EncoderUNet(nn.Module):
         self.outc = nn.Conv2d(channels, num_classes, 1)
         self.upsample = layers.upsample(num_classes, backbone.strides[self.taken[0]])
         for head in (self.ups, self.outc):
-            layers.init(head, paper=he_fan_in)
+            layers.init(head, paper=he_normal)  # section 3
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
