@@ -3,17 +3,20 @@
     python benchmarks/segmentation.py table [--seeds 3] [--epochs 10] [--scenes 1600] [--write] [network ...]
     python benchmarks/segmentation.py claim skips|holes|unpooling|aspp|crf|checkerboard [--seeds 3] [--epochs 10]
 
-Every network is made narrow enough for a CPU and is trained alike: AdamW at 3e-3, cosine, group norm, cross-entropy and
-Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds), parameters, multiply-adds
-for one scene, time for a training step and the memory that the process grew to; `--write` puts it between the markers
-of docs/segmentation.md, with the command. `claim` trains what a paper compares and shows the same for each side;
-`checkerboard` trains nothing.
+`--folder DIR` keeps the runs there, and takes those that are there already: a table that was broken off goes on, and a
+claim need not train again what the table has trained.
+
+Every network is made narrow enough for a CPU and is trained alike: AdamW at 2e-3 with batches of 8, cosine, group norm,
+cross-entropy and Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds),
+parameters, multiply-adds for one scene, time for a training step and the memory that the process grew to; `--write`
+puts it between the markers of docs/segmentation.md, with the command. `claim` trains what a paper compares and shows
+the same for each side; `checkerboard` trains nothing.
 """
 
 import argparse
+import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,7 @@ NETWORKS = {
     "unet": ["model.width=16"],
     "unet_encoder": [*RESNET, "model.decoder_channels=[64,32,16,16]"],
     "segnet": VGG,
-    "refinenet": [*RESNET, "model.channels=32", "model.dropout=0"],
+    "refinenet": [*RESNET, "model.channels=16", "model.dropout=0"],
     "pspnet": [*RESNET, "model.output_stride=4"],
     "gcn": ["model.encoder=resnet18", "model.encoder_options={widths:[16,32,64,64]}", "model.kernel_size=7"],
     "deeplabv1": [*VGG, "model.channels=128", "model.rate=4", "model.dropout=0"],
@@ -47,29 +50,30 @@ NETWORKS = {
     ],
 }  # fmt: skip
 RECIPE = [
-    "norm=gn", "loss=ce_dice", "augment=shift", "optimizer=adamw", "optimizer.lr=3e-3", "scheduler=cosine",
-    "scheduler.warmup_epochs=1.0", "data.batch_size=16",
+    "norm=gn", "loss=ce_dice", "augment=shift", "optimizer=adamw", "optimizer.lr=2e-3", "scheduler=cosine",
+    "scheduler.warmup_epochs=1.0", "data.batch_size=8",
 ]  # fmt: skip
 
-DEEPLAB = ["model=deeplabv3", *NETWORKS["deeplabv3"]]
-NO_CONTEXT = ["model.atrous_rates=[]", "model.image_pooling=false"]
+
+def network(name: str) -> list[str]:
+    return [f"model={name}", *NETWORKS[name]]
+
+
+NO_CONTEXT = [*network("deeplabv3"), "model.atrous_rates=[]", "model.image_pooling=false"]
+HOLES = [*NO_CONTEXT, "model.output_stride=4"]
 CLAIMS = {
-    "skips": {name: [f"model={name}", *NETWORKS[name]] for name in ("fcn32s", "fcn16s", "fcn8s")},
-    "holes": {
-        f"stride {stride}": [*DEEPLAB, *NO_CONTEXT, f"model.output_stride={stride}"]  # 8 is the encoder's own
-        for stride in (8, 4)
-    },
+    "skips": {name: network(name) for name in ("fcn32s", "fcn16s", "fcn8s")},
+    "holes": {"stride 8, the encoder's own": [*NO_CONTEXT, "model.output_stride=8"], "stride 4 by holes": HOLES},
     "unpooling": {
-        "bilinear": ["model=segnet", *NETWORKS["segnet"], "upsample=bilinear"],
-        "by position": ["model=segnet", *NETWORKS["segnet"], "upsample=paper"],
+        "bilinear": [*network("segnet"), "upsample=bilinear"],
+        "by position": network("segnet"),
     },
     "aspp": {
-        "1x1 only": [*DEEPLAB, *NO_CONTEXT],
-        "ASPP": [*DEEPLAB, "model.image_pooling=false"],
-        "ASPP and image pooling": DEEPLAB,
+        "1x1 only": HOLES,
+        "ASPP": [*network("deeplabv3"), "model.image_pooling=false"],
+        "ASPP and image pooling": network("deeplabv3"),
     },
-    "crf": {"fcn32s": [f"model={'fcn32s'}", *NETWORKS["fcn32s"]]},
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -126,22 +130,29 @@ def one_run(settings: list[str]) -> dict[str, float]:
     }
 
 
-def measured(name: str, settings: Sequence[str], options: argparse.Namespace, folder: Path) -> Result:
-    """Train `settings` with each seed, each in a process of its own."""
-    runs = []
-    for seed in range(options.seeds):
-        line = [*settings, *RECIPE, f"trainer.max_epochs={options.epochs}", f"data.num_train={options.scenes}"]
-        line += [f"seed={seed}", "trainer=cpu", "logger=none", "trainer.progress=none"]
-        line += [f"output_dir={folder / re.sub('[^a-z0-9]+', '_', name) / str(seed)}"]
-        command = [sys.executable, __file__, "run", *line]
+def trained(settings: Sequence[str], seed: int, options: argparse.Namespace) -> Path:
+    """The folder of this run, with its result.json, trained in a process of its own if it is not there."""
+    line = [*settings, *RECIPE, f"trainer.max_epochs={options.epochs}", f"data.num_train={options.scenes}"]
+    line += [f"seed={seed}", "trainer=cpu", "logger=none", "trainer.progress=none"]
+    folder = options.folder / hashlib.sha256(" ".join(line).encode()).hexdigest()[:12]
+    if not (folder / "result.json").exists():
+        command = [sys.executable, __file__, "run", *line, f"output_dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}\n{' '.join(line)}")
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
+            raise SystemExit(f"{done.stderr.strip().splitlines()[-1]}\n{' '.join(line)}")
+        (folder / "result.json").write_text(done.stdout.splitlines()[-1])
+    return folder
+
+
+def measured(name: str, settings: Sequence[str], options: argparse.Namespace) -> Result:
+    """Train `settings` with each seed."""
+    runs = []
+    for seed in range(options.seeds):
+        runs.append(json.loads((trained(settings, seed, options) / "result.json").read_text()))
         print(f"{name} seed {seed}: test mIoU {100 * runs[-1]['miou']:.1f}", file=sys.stderr, flush=True)
     first = runs[0]
     return Result(
-        name, [r["miou"] for r in runs], first["parameters"], first["macs"], mean(r["step"] for r in runs),
+        name, [r["miou"] for r in runs], first["parameters"], first["macs"], median(r["step"] for r in runs),
         max(r["memory"] for r in runs),
     )  # fmt: skip
 
@@ -155,30 +166,49 @@ def as_markdown(results: Sequence[Result], head: str) -> str:
     return "\n".join(lines)
 
 
-def table(options: argparse.Namespace, folder: Path) -> None:
+def table(options: argparse.Namespace) -> None:
     names = options.what or list(NETWORKS)
-    results = [measured(f"`{name}`", [f"model={name}", *NETWORKS[name]], options, folder) for name in names]
-    text = as_markdown(results, "`model=`")
+    text = as_markdown([measured(f"`{name}`", network(name), options) for name in names], "`model=`")
     print(text)
     if options.write:
-        command = " ".join(["python benchmarks/segmentation.py", *sys.argv[1:]])
+        words = f"--seeds {options.seeds} --epochs {options.epochs} --scenes {options.scenes}"
+        command = f"python benchmarks/segmentation.py table {' '.join([words, *options.what])}"
         page = PAGE.read_text(encoding="utf-8")
         start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
         PAGE.write_text(f"{page[:start]}\n\n`{command}`\n\n{text}\n\n{page[end:]}", encoding="utf-8")
 
 
-def claim(name: str, options: argparse.Namespace, folder: Path) -> None:
+def claim(name: str, options: argparse.Namespace) -> None:
     if name == "checkerboard":
         checkerboard()
-        return
-    results = [measured(side, settings, options, folder) for side, settings in CLAIMS[name].items()]
-    print(as_markdown(results, name))
-    if name == "crf":
-        for seed in range(options.seeds):
-            run = next((folder / "fcn32s" / str(seed)).glob("*/*"))
-            command = ["eval", f"run={run}", "split=test", "postprocess=crf", "-m", "postprocess.bi_w=0,2,4"]
-            command += ["postprocess.pos_w=0,3", "postprocess.bi_xy=20", "postprocess.bi_rgb=20"]
-            subprocess.run([sys.executable, "-m", "cnn_train.cli", *command], check=True)
+    elif name == "crf":
+        crf(options)
+    else:
+        print(as_markdown([measured(side, settings, options) for side, settings in CLAIMS[name].items()], name))
+
+
+def crf(options: argparse.Namespace) -> None:
+    """FCN-32s's coarse scores with and without a CRF, whose parameters the validation scenes choose."""
+    from itertools import product
+
+    from cnn_train.evaluate import search
+
+    grid = {"bi_w": (2, 4, 8), "bi_xy": (5, 10, 20), "bi_rgb": (10, 20, 40)}
+    choices = [
+        [f"postprocess.{name}={v}" for name, v in zip(grid, values, strict=True)] for values in product(*grid.values())
+    ]
+    plain, *every = [["postprocess=none"], *(["postprocess=crf", *choice] for choice in choices)]
+    lines, before, after = [], [], []
+    for seed in range(options.seeds):
+        run = next(trained(network("fcn32s"), seed, options).glob("*/*/best.ckpt")).parent
+        best = search(run, [(changes, changes) for changes in every])[0][0].split()
+        scores = {name: metrics["test/miou"] for name, metrics in search(run, [(plain, plain), (best, best)], "test")}
+        before.append(100 * scores.pop(" ".join(plain)))
+        after.append(100 * scores.popitem()[1])
+        lines.append(f"| {seed} | {before[-1]:.1f} | {after[-1]:.1f} | {' '.join(best[1:])} |")
+    print("| seed | test mIoU, % | with the CRF | chosen on the validation scenes |\n| --- | ---: | ---: | --- |")
+    print("\n".join(lines))
+    print(f"| mean | {mean(before):.1f} | {mean(after):.1f} | |")
 
 
 def checkerboard() -> None:
@@ -228,17 +258,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--scenes", type=int, default=1600, help="training scenes")
+    parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--write", action="store_true", help="the table, into docs/segmentation.md")
     options = parser.parse_intermixed_args()
-    known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "checkerboard"]
+    known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "crf", "checkerboard"]
     if set(options.what) - set(known) or (options.kind == "claim" and len(options.what) != 1):
         parser.error(f"{options.kind} takes {'one of ' if options.kind == 'claim' else ''}{', '.join(known)}")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     with tempfile.TemporaryDirectory() as temporary:
+        options.folder = options.folder or Path(temporary)
         if options.kind == "table":
-            table(options, Path(temporary))
+            table(options)
         else:
-            claim(options.what[0], options, Path(temporary))
+            claim(options.what[0], options)
 
 
 if __name__ == "__main__":

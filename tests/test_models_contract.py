@@ -157,6 +157,8 @@ def test_outputs(model):
 def assert_swapped(model: str, net: nn.Module, swaps: dict[str, str]) -> None:
     """Every slot has the chosen kind and none another, and the state_dict keys that are there are named alike."""
     paper = default_network(model)
+    standardized = swaps.get("norm_layer") == "gn_ws" and model != "lstm"
+    assert (WSConv2d in kinds(net, (nn.Conv2d,))) == standardized
     for slot, name in swaps.items():
         if slot == "initializer":
             continue
@@ -164,7 +166,6 @@ def assert_swapped(model: str, net: nn.Module, swaps: dict[str, str]) -> None:
         layers = LayerFactory(**{slot: choice(slot, name)})
         made = type({"norm_layer": layers.norm, "act_layer": layers.act, "pool_layer": layers.pool}[slot](2))
         assert kinds(net, of) <= {made}
-        assert (WSConv2d in kinds(net, (nn.Conv2d,))) == (name == "gn_ws" and model != "lstm")
         slots = paper if slot != "norm_layer" or config(model).norm is not None else network(model, norm_layer="bn")
         # Gates may have the chosen activation too; without norms, numbered networks have not even an identity.
         assert name == "none" or sum(type(module) is made for module in net.modules()) >= len(parts(slots, of))
@@ -197,6 +198,9 @@ def assert_trains(model: str, **swaps: str) -> None:
     torch.manual_seed(0)
     net = network(model, device="cpu", **swaps).train()
     assert_swapped(model, net, swaps)
+    for layer in parts(net, (nn.Conv2d, nn.Linear)).values():
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)  # AlexNet's of 1 leave no negative value, from which alone slopes learn
     side = max(size(net) + 32, 64)  # so that the last map has several pixels, which norms per sample need
     x, labels = torch.randn(2, 3, side, side), torch.randint(0, 7, (2, side, side) if segments(model) else (2,))
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
@@ -216,11 +220,17 @@ def assert_trains(model: str, **swaps: str) -> None:
     assert not still
 
 
+# Every choice of every group, and each time one of each at once: what goes alone goes together, too.
+TOGETHER = [
+    {slot: names[index % len(names)] for slot, names in SWAPS.items()} for index in range(max(map(len, SWAPS.values())))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("slot", "name"), [(slot, name) for slot, names in SWAPS.items() for name in names])
+@pytest.mark.parametrize("swaps", TOGETHER, ids=lambda swaps: "-".join(swaps.values()))
 @pytest.mark.parametrize("model", MODELS)
-def test_every_swap_trains(model, slot, name):
-    assert_trains(model, **{slot: name})
+def test_every_swap_trains(model, swaps):
+    assert_trains(model, **swaps)
 
 
 @pytest.mark.parametrize("swaps", [{"norm_layer": "gn"}, {"act_layer": "mish"}], ids=str)
