@@ -100,11 +100,22 @@ def test_torchvisions_weights_give_its_logits(name):
 @pytest.mark.parametrize(
     ("build", "count"),
     [
-        (fcn32s, 136_152_917),  # the released caffemodel's
-        (fcn16s, 134_346_581 + 512 * 21 + 21 + 21 * 21 * (4**2 + 32**2)),
-        (fcn8s, 134_346_581 + (512 + 256) * 21 + 2 * 21 + 21 * 21 * (2 * 4**2 + 16**2)),
+        # Layers of the released prototxt files, added up: voc-fcn32s, -16s, -8s and segnet_pascal.
+        (fcn32s, 136_152_917),
+        (fcn16s, 134_815_994),
+        (fcn8s, 134_489_759),
+        (segnet, 29_455_125),
+        # Parameters of public implementations, as they build.
+        (partial(unet, 2, width=64, layers=LayerFactory()), 31_037_698),  # milesial/Pytorch-UNet
+        (partial(refinenet, pooling_blocks=4), 118_052_437),  # DrSleep/refinenet-pytorch
+        (partial(gcn, kernel_size=7, layers=LayerFactory(upsample_layer=Bilinear)), 59_369_620),  # zijundeng's
+        (pspnet, 49_081_578 - (349_120 - 225_344)),  # hszhao/semseg, less what its stem and first stage have more
+        (deeplabv2, 44_048_532),  # kazuto1011/deeplab-pytorch
+        # bonlime/keras-deeplab-v3-plus, less running statistics and 128 of the low-level channels
+        (deeplabv3plus, 41_258_213 - 2 * 101_400 - 128 * 48),
+        # Layers of the papers, added up.
         (deeplabv1, 14_714_688 + 512 * 1024 * 9 + 1024 + 1024 * 1024 + 1024 + 1024 * 21 + 21),
-        (deeplabv2, 44_549_160 - 2_049_000 + 4 * (2048 * 9 * 21 + 21)),
+        (deeplabv2_vgg16, 14_714_688 + 4 * (512 * 1024 * 9 + 1024 + 1024 * 1024 + 1024 + 1024 * 21 + 21)),
         (partial(unet, 2, in_channels=1, width=64), 31_030_658),
         (partial(deeplabv3, encoder_widths=None, encoder="resnet50", aspp_channels=256, aux=False), 39_638_869),
     ],
@@ -295,6 +306,13 @@ def test_global_conv_is_one_wide_kernel():
     torch.testing.assert_close(block(x)[..., 3:-3, 3:-3], expected[..., 3:-3, 3:-3])
 
 
+@pytest.mark.parametrize(("kernel_size", "thousands"), [(3, 260), (5, 434), (7, 608), (9, 782)])
+def test_global_conv_has_as_many_parameters_as_in_the_paper(kernel_size, thousands):
+    """Peng et al. 2017, in the comparison with trivial convolutions: on 2048 channels, for 21 classes."""
+    block = GlobalConv(2048, 21, kernel_size, layers=LayerFactory())
+    assert sum(parameter.numel() for parameter in block.parameters()) // 1000 == thousands
+
+
 def test_pyramid_pooling_of_a_constant_is_constant():
     module = PyramidPooling(8, (1, 2, 3, 6), layers=LayerFactory(norm_layer=None)).eval()
     out = module(torch.ones(1, 8, 7, 11))
@@ -306,7 +324,6 @@ def test_chained_residual_pooling_is_a_chain():
     module = ChainedResidualPooling(1, blocks=2, layers=LayerFactory()).eval()
     for conv in module.convs:
         nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)
         conv.weight.data[..., 1, 1] = 2.0
     x = torch.zeros(1, 1, 15, 15)
     x[..., 7, 7] = 1.0

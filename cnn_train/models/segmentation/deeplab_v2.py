@@ -95,7 +95,7 @@ def deeplabv2(
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),
 ) -> DeepLabV2:
-    """DeepLab v2 on ResNet-101: 44,048,532 parameters at 21 classes."""
+    """DeepLab v2 on ResNet-101: 44,048,532 parameters at 21 classes, as kazuto1011/deeplab-pytorch."""
     options = {**(encoder_options or {}), **({"stride_in_1x1": True} if stride_in_1x1 else {})}
     network = builder(encoder)(in_channels=in_channels, layers=layers, **options)
     backbone = Encoder(network, output_stride=output_stride)

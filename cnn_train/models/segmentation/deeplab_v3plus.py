@@ -83,6 +83,8 @@ def deeplabv3plus(
 ) -> DeepLabV3Plus:
     """DeepLab v3+ on Xception-65: 41,049,269 parameters at 21 classes.
 
+    bonlime/keras-deeplab-v3-plus has 41,055,413 (41,258,213 with running statistics): 6,144 more, since the authors'
+    low-level features have 256 channels where ours have 128.
     `atrous_rates` are those at `output_stride`; at `eval_output_stride`, which evaluation uses, they grow by the ratio.
     """
     check_eval_upsample(output_stride, eval_output_stride, layers)

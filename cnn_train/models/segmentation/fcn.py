@@ -122,17 +122,17 @@ class FCN(nn.Module):
 
 
 def fcn32s(num_classes: int = 21, *, layers: LayerFactory = PLAIN, **options: Any) -> FCN:
-    """FCN-32s on VGG-16: 136,152,917 parameters at 21 classes, as the release."""
+    """FCN-32s on VGG-16: 136,152,917 parameters at 21 classes, as the release's voc-fcn32s."""
     return FCN(32, num_classes, layers=layers, **options)
 
 
 def fcn16s(num_classes: int = 21, *, layers: LayerFactory = PLAIN, **options: Any) -> FCN:
-    """FCN-16s on VGG-16: 134,815,994 parameters at 21 classes, as the release."""
+    """FCN-16s on VGG-16: 134,815,994 parameters at 21 classes, as the release's voc-fcn16s."""
     return FCN(16, num_classes, layers=layers, **options)
 
 
 def fcn8s(num_classes: int = 21, *, layers: LayerFactory = PLAIN, **options: Any) -> FCN:
-    """FCN-8s on VGG-16: 134,489,759 parameters at 21 classes, as the release."""
+    """FCN-8s on VGG-16: 134,489,759 parameters at 21 classes, as the release's voc-fcn8s."""
     return FCN(8, num_classes, layers=layers, **options)
 
 

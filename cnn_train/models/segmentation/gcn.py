@@ -90,6 +90,9 @@ def gcn(
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),
 ) -> GCN:
-    """GCN on ResNet-152: 60,723,364 parameters at 21 classes."""
+    """GCN on ResNet-152: 60,723,364 parameters at 21 classes.
+
+    With `kernel_size=7` and bilinear upsampling 59,369,620, as in zijundeng/pytorch-semantic-segmentation.
+    """
     backbone = make_encoder(encoder, in_channels=in_channels, layers=layers, network_options=encoder_options)
     return GCN(backbone, num_classes, kernel_size=kernel_size, dropout=dropout, layers=layers)

@@ -1,8 +1,8 @@
 """RefineNet: Lin, Milan, Shen & Reid, "RefineNet: Multi-Path Refinement Networks", CVPR 2017.
 
 https://arxiv.org/abs/1611.06612, Figs. 2 and 3. Four cascaded blocks refine the maps of stride 32 to 4. There is no
-norm in them, "batch-normalization layers are removed" (section 3.2). The released networks have `pooling_blocks=4` and
-`output_units=3` in every block.
+norm in them, "batch-normalization layers are removed" (section 3.2). Only a unit's first convolution has a bias, as in
+DrSleep/refinenet-pytorch, where `pooling_blocks=4`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class ResidualConvUnit(nn.Module):
         self.act1 = layers.act(channels)
         self.conv1 = layers.conv(channels, channels, 3, bias=True)
         self.act2 = layers.act(channels)
-        self.conv2 = layers.conv(channels, channels, 3, bias=True)
+        self.conv2 = layers.conv(channels, channels, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.act2(self.conv1(self.act1(x))))
@@ -35,7 +35,7 @@ class MultiResolutionFusion(nn.Module):
 
     def __init__(self, in_channels: list[int], channels: int, *, layers: LayerFactory):
         super().__init__()
-        self.convs = nn.ModuleList([layers.conv(before, channels, 3, bias=True) for before in in_channels])
+        self.convs = nn.ModuleList([layers.conv(before, channels, 3, bias=False) for before in in_channels])
         self.ups = nn.ModuleList([layers.upsample(channels, 2) for _ in in_channels[1:]])
 
     def forward(self, fine: Tensor, *coarse: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class ChainedResidualPooling(nn.Module):
         super().__init__()
         self.act = layers.act(channels)
         self.pools = nn.ModuleList([layers.pool(5, 1, 2) for _ in range(blocks)])
-        self.convs = nn.ModuleList([layers.conv(channels, channels, 3, bias=True) for _ in range(blocks)])
+        self.convs = nn.ModuleList([layers.conv(channels, channels, 3, bias=False) for _ in range(blocks)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = path = self.act(x)
@@ -159,7 +159,10 @@ def refinenet(
     dropout: float = 0.5,
     layers: LayerFactory = LayerFactory(),
 ) -> RefineNet:
-    """RefineNet on ResNet-101: 109,805,397 parameters at 21 classes."""
+    """RefineNet on ResNet-101: 109,794,901 parameters at 21 classes.
+
+    With `pooling_blocks=4` it has 118,052,437, as DrSleep/refinenet-pytorch.
+    """
     backbone = make_encoder(encoder, in_channels=in_channels, layers=layers, network_options=encoder_options)
     return RefineNet(
         backbone,

@@ -84,5 +84,5 @@ def segnet(
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),
 ) -> SegNet:
-    """SegNet on VGG-16: 29,455,125 parameters at 21 classes."""
+    """SegNet on VGG-16: 29,455,125 parameters at 21 classes, as the release's segnet_pascal.prototxt."""
     return SegNet(encoder, num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
