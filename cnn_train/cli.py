@@ -264,7 +264,8 @@ def split(arguments: Sequence[str]) -> Line:
                     raise ConfigError(f"{name} needs a value: {name} {flag.value}")
             line.flags[flag.names[0]] = value
         elif "=" in word or word[0:1] in ("+", "~"):
-            line.overrides.append(word)
+            key, sign, value = word.partition("=")
+            line.overrides.append(key + sign + os.path.expanduser(value))  # shells leave a ~ behind = as it is
         else:
             bare.append(word)
     if bare:

@@ -229,18 +229,11 @@ def _in_order(config: DictConfig) -> DictConfig:
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """Parse Hydra's override grammar.
-
-    A value that is an existing path with `=` or `,` in its name needs no quotes, and `~/` is the home folder, which
-    shells do not replace behind `=`.
-    """
+    """Parse Hydra's override grammar; a value that is an existing path with `=` or `,` in its name needs no quotes."""
     parser = OverridesParser.create()
     parsed = []
     for line in overrides:
         key, sign, value = line.partition("=")
-        if value.startswith("~"):
-            value = os.path.expanduser(value)
-            line = f"{key}={value}"
         if re.search(r"[=,\[\]{}()]", value) and os.path.exists(value):
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             line = f"{key}='{quoted}'"

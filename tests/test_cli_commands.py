@@ -130,6 +130,12 @@ def test_cfg_prints_yaml_that_loads_again(capsys):
     assert "--cfg shows job" in run(capsys, "--cfg", "hydra")[2]
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert "output_dir: /home/me/runs\n" in run(capsys, "--cfg=job", "output_dir=~/runs")[1]
+    assert "no run at /home/me/gone" in run(capsys, "eval", "run=~/gone")[2]
+
+
 def test_cfg_of_a_sweep_shows_every_job(capsys):
     _, out, _ = run(capsys, "-m", "seed=1,2", "--cfg", "job", "-p", "seed")
     assert out == "# job 0: seed=1\n# @package seed\n1\n# job 1: seed=2\n# @package seed\n2\n"
