@@ -219,6 +219,8 @@ def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, flo
         wanted = rule.describe().replace("a whole number", f"a whole number{least}")
         guess = nearest(str(value), [str(word) for word in rule.words]) if rule.words else None
         meant = f". Did you mean {guess}?" if guess else ""
+        if (key, value) == ("data.batch_size", "auto"):
+            meant = ". trainer.split_batches=auto sends a batch through in as many parts as memory needs"
         raise ConfigError(f"{key} must be {wanted}, got {value!r}{meant}")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):

@@ -146,6 +146,7 @@ def test_the_builders_parameters_need_no_plus_sign():
         ("+optimizer.foo=1", "torch.optim.AdamW takes no 'foo'"),
         ("+seeed=1", "unknown setting 'seeed'. Did you mean seed?"),
         ("data.batch_size=abc", "data.batch_size must be a whole number >= 1, got 'abc'"),
+        ("data.batch_size=auto", "got 'auto'. trainer.split_batches=auto sends a batch through in as many parts"),
         ("data.batch_size=-4", "data.batch_size must be >= 1, got -4"),
         ("trainer.max_epochs=1.5", "trainer.max_epochs must be a whole number >= 1, got 1.5"),
         ("optimizer.lr=abc", "optimizer.lr must be a number, got 'abc'"),
