@@ -11,6 +11,7 @@ from cnn_train.layers import LayerFactory
 from cnn_train.layers import init as I
 from cnn_train.layers.norm import NORMS, FrozenBatchNorm, GroupNorm, GroupNormWS, SwitchableNorm, SyncBatchNorm
 from cnn_train.layers.upsample import Transposed
+from cnn_train.models.classification import builder
 
 # (layer, fan-in, fan-out) with enough weights for a sharp variance.
 CASES = {
@@ -228,6 +229,35 @@ def test_lsuv_brings_every_output_to_variance_one(norm):
         else:
             assert torch.equal(network.state_dict()[f"{name}.weight"], state[f"{name}.weight"])
     assert torch.equal(network.unused.weight, state["unused.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "options"),
+    [
+        ("resnet20", "layer1.1", {}),
+        ("seresnet50", "layer1.1", {"widths": (16, 16, 16, 16)}),
+        ("mobilenet_v2", "features.3", {"width_mult": 0.35}),
+        ("mobilenet_v3_small", "features.3", {}),
+        ("xception", "block4", {}),
+        ("xception41", "blocks.3", {}),
+    ],
+)
+def test_residual_branches_can_start_at_zero(name, block, options):
+    torch.manual_seed(0)
+    network = builder(name)(4, zero_init_residual=True, **options)
+    unit, shapes = network.get_submodule(block), []
+    unit.register_forward_hook(lambda _, inputs, output: shapes.append(inputs[0].shape))
+    network.eval()(torch.zeros(2, 3, 64, 64))
+    x = torch.rand(shapes[0])
+    assert torch.equal(unit(x), x)  # not negative, as behind a rectifier
+    network.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert unit.last_norm.weight.grad.any()  # and goes on from there
+
+
+@pytest.mark.parametrize("norm", [None, FrozenBatchNorm])
+def test_branches_without_a_learned_scale_cannot_start_at_zero(norm):
+    with pytest.raises(ValueError, match="no residual branch here ends in a norm that learns its scale; choose"):
+        builder("resnet20")(4, zero_init_residual=True, layers=LayerFactory(norm_layer=norm))
 
 
 def test_lsuv_leaves_a_layer_with_constant_output():

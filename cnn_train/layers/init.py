@@ -143,6 +143,19 @@ def he_convolutions_normal_dense(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def zero_last_norms(network: nn.Module) -> None:
+    """Start each residual branch at zero: the scale of its block's `last_norm` (Goyal et al. 2017, section 5.1)."""
+    scales = [getattr(getattr(block, "last_norm", None), "weight", None) for block in network.modules()]
+    learned = [scale for scale in scales if isinstance(scale, nn.Parameter)]
+    if not learned:
+        raise ValueError(
+            "zero_init_residual=true starts the scale of each branch's last norm at 0, but no residual branch here ends in "
+            "a norm that learns its scale; choose one, as norm=bn, or leave it out"
+        )
+    for scale in learned:
+        nn.init.zeros_(scale)
+
+
 def lecun_normal(module: nn.Module, act: Act = nn.Identity) -> None:
     """N(0, 1 / fan_in) (LeCun et al. 1998, "Efficient BackProp", eq. 16)."""
     for weight, fan_in, _ in weights_and_fans(module):

@@ -21,7 +21,10 @@ DEFAULT = LayerFactory(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
 
 
 class InceptionResidual(nn.Module):
-    """Branches side by side, joined by a 1x1 convolution, scaled, and added to the input (Fig. 16, 17, 19)."""
+    """Branches side by side, joined by a 1x1 convolution, scaled, and added to the input (Fig. 16, 17, 19).
+
+    The scale does what a last norm that starts at zero does in ResNet; here rectifiers follow the norms.
+    """
 
     def __init__(
         self, channels: int, *branches: tuple[Spec, ...], scale: float, layers: LayerFactory, activate: bool = True

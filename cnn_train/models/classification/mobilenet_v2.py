@@ -3,11 +3,13 @@
 CVPR 2018, https://arxiv.org/abs/1801.04381, Table 2. Names and initialization are torchvision's.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
-from cnn_train.layers.init import he_convolutions_normal_dense
+from cnn_train.layers.init import he_convolutions_normal_dense, zero_last_norms
 
 __all__ = ["mobilenet_v2"]
 
@@ -35,6 +37,10 @@ class InvertedResidual(nn.Module):
         self.conv.append(layers.norm(out_channels))
         self.residual = stride == 1 and in_channels == out_channels
 
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return self.conv[-1] if self.residual else None
+
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.residual else self.conv(x)
 
@@ -42,10 +48,20 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """A convolution, 17 inverted residuals, a 1x1 convolution (Table 2): (N, in_channels, H, W) -> (N, num_classes).
 
-    `width_mult` multiplies all channels but the last map's, which only grows (section 5).
+    `width_mult` multiplies all channels but the last map's, which only grows (section 5). `zero_init_residual` starts
+    each residual branch at zero.
     """
 
-    def __init__(self, num_classes: int, *, in_channels: int, width_mult: float, dropout: float, layers: LayerFactory):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        width_mult: float = 1.0,
+        zero_init_residual: bool = False,
+        dropout: float = 0.2,
+        layers: LayerFactory,
+    ):
         super().__init__()
         channels = round_channels(32 * width_mult)
         self.features = nn.Sequential(ConvNormAct(in_channels, channels, 3, stride=2, act=nn.ReLU6, layers=layers))
@@ -66,6 +82,8 @@ class MobileNetV2(nn.Module):
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.avgpool.out_features, num_classes))
         layers.init(self, paper=he_convolutions_normal_dense)
+        if zero_init_residual:
+            zero_last_norms(self)
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -77,13 +95,6 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.flatten(self.avgpool(self.features(x))))
 
 
-def mobilenet_v2(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    width_mult: float = 1.0,
-    dropout: float = 0.2,
-    layers: LayerFactory = LayerFactory(),
-) -> MobileNetV2:
+def mobilenet_v2(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> MobileNetV2:
     """MobileNetV2: 3,504,872 parameters at 1000 classes and width multiplier 1, as torchvision's."""
-    return MobileNetV2(num_classes, in_channels=in_channels, width_mult=width_mult, dropout=dropout, layers=layers)
+    return MobileNetV2(num_classes, layers=layers, **options)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct, SqueezeExcitation
-from cnn_train.layers.init import he_convolutions_normal_dense
+from cnn_train.layers.init import he_convolutions_normal_dense, zero_last_norms
 from cnn_train.models.classification.mobilenet_v2 import round_channels
 
 __all__ = ["mobilenet_v3_large", "mobilenet_v3_small"]
@@ -81,15 +81,18 @@ class InvertedResidual(nn.Module):
         self.block.append(ConvNormAct(hidden, out_channels, 1, act=None, layers=layers))
         self.residual = stride == 1 and in_channels == out_channels
 
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return self.block[-1].get_submodule("1") if self.residual else None
+
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x) if self.residual else self.block(x)
 
 
 class MobileNetV3(nn.Module):
-    """A convolution, inverted residuals, a 1x1 convolution, two dense layers.
+    """A convolution, inverted residuals, a 1x1 convolution, two dense ones: (N, in_channels, H, W) -> (N, num_classes).
 
-       (N, in_channels, H, W) -> (N, num_classes).
-    `width_mult` multiplies all channels (section 6.1.1).
+    `width_mult` multiplies all channels (section 6.1.1). `zero_init_residual` starts each residual branch at zero.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class MobileNetV3(nn.Module):
         *,
         in_channels: int = 3,
         width_mult: float = 1.0,
+        zero_init_residual: bool = False,
         dropout: float = 0.2,
         layers: LayerFactory,
     ):
@@ -135,6 +139,8 @@ class MobileNetV3(nn.Module):
             nn.Linear(hidden_features, num_classes),
         )
         layers.init(self, paper=he_convolutions_normal_dense)
+        if zero_init_residual:
+            zero_last_norms(self)
 
     @property
     def stages(self) -> list[nn.Module]:

@@ -103,7 +103,8 @@ class PreActResNet(nn.Module):
 
     `stem="imagenet"` is a 7x7 convolution and a max pooling, together of stride 4; `stem="small"` one 3x3 convolution.
     `shortcut="pad"` is ResNet's option A, `"projection"` option B. `split_after_act=False` sends an identity shortcut
-    of the first unit past its activation.
+    of the first unit past its activation. ResNet's `zero_init_residual` has no counterpart: an activation follows each
+    branch's last norm, and where a rectifier sees zeros only, no gradient passes.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_train.layers import LayerFactory
-from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.init import he_convolutions, zero_last_norms
 
 __all__ = [
     "plain20",
@@ -69,6 +69,10 @@ class BasicBlock(nn.Module):
         self.act2 = layers.act(channels)
         self.residual = residual
 
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return self.bn2 if self.residual else None
+
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -109,6 +113,10 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut
         self.act3 = layers.act(channels * self.expansion)
         self.residual = residual
+
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return self.bn3 if self.residual else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
@@ -185,11 +193,8 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.avgpool.out_features, num_classes)
         layers.init(self, paper=he_convolutions)
-        if zero_init_residual and residual:
-            for module in self.modules():
-                last_norm = getattr(module, "bn3", None) or getattr(module, "bn2", None)
-                if last_norm is not None and getattr(last_norm, "weight", None) is not None:
-                    nn.init.zeros_(last_norm.weight)
+        if zero_init_residual:
+            zero_last_norms(self)
 
     @property
     def stages(self) -> list[nn.Module]:

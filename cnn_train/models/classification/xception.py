@@ -7,12 +7,13 @@ The paper has a dropout of 0.5 before the last layer in its ImageNet runs.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import SeparableConv2d
-from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.init import he_convolutions, zero_last_norms
 
 __all__ = ["xception"]
 
@@ -48,16 +49,31 @@ class Block(nn.Module):
             self.skip = layers.conv(in_channels, channels, 1, stride=stride)
             self.skipbn = layers.norm(channels)
 
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.rep[-1 if isinstance(self.skip, nn.Identity) else -2]  # a pooling stands behind it
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rep(x) + self.skipbn(self.skip(x))
 
 
 class Xception(nn.Module):
-    """Entry, middle and exit flow (Fig. 5): (N, in_channels, H, W) -> (N, num_classes); the paper's H and W are 299."""
+    """Entry, middle and exit flow (Fig. 5): (N, in_channels, H, W) -> (N, num_classes); the paper's H and W are 299.
+
+    `zero_init_residual` starts each residual branch at zero.
+    """
 
     min_size = 7
 
-    def __init__(self, num_classes: int, *, in_channels: int, dropout: float, layers: LayerFactory):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        zero_init_residual: bool = False,
+        dropout: float = 0.5,
+        layers: LayerFactory,
+    ):
         super().__init__()
         self.conv1 = layers.conv(in_channels, 32, 3, stride=2, padding=0)
         self.bn1 = layers.norm(32)
@@ -82,6 +98,8 @@ class Xception(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.avgpool.out_features, num_classes)
         layers.init(self, paper=he_convolutions)
+        if zero_init_residual:
+            zero_last_norms(self)
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -112,8 +130,6 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(pattern, r"\1.depthwise.", key): value for key, value in state.items()}
 
 
-def xception(
-    num_classes: int = 1000, *, in_channels: int = 3, dropout: float = 0.5, layers: LayerFactory = LayerFactory()
-) -> Xception:
+def xception(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> Xception:
     """Xception (Fig. 5): 22,855,952 parameters at 1000 classes, as timm's."""
-    return Xception(num_classes, in_channels=in_channels, dropout=dropout, layers=layers)
+    return Xception(num_classes, layers=layers, **options)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import BasicConv2d
-from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.init import he_convolutions, zero_last_norms
 
 __all__ = ["xception41", "xception65", "xception71"]
 
@@ -69,6 +69,10 @@ class XceptionModule(nn.Module):
             self.stack.add_module(f"conv{i}", conv)
             channels = width
 
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return self.stack.get_submodule("conv3.bn_pw") if self.residual else None
+
     def forward(self, x: Tensor) -> Tensor:
         return self.stack(x) + self.shortcut(x) if self.residual else self.stack(x)
 
@@ -77,6 +81,7 @@ class XceptionDeepLab(nn.Module):
     """Entry, middle and exit flow (Fig. 4): (N, in_channels, H, W) -> (N, num_classes).
 
     `entry` is (width, stride) of each module of the entry flow, `depth` the number of modules of the middle flow.
+    `zero_init_residual` starts each residual branch at zero.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class XceptionDeepLab(nn.Module):
         num_classes: int,
         *,
         in_channels: int = 3,
+        zero_init_residual: bool = False,
         dropout: float = 0.0,
         layers: LayerFactory,
     ):
@@ -111,6 +117,8 @@ class XceptionDeepLab(nn.Module):
             )
         )
         layers.init(self, paper=he_convolutions)
+        if zero_init_residual:
+            zero_last_norms(self)
 
     @property
     def stages(self) -> list[nn.Module]:
