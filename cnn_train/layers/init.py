@@ -149,8 +149,8 @@ def zero_last_norms(network: nn.Module) -> None:
     learned = [scale for scale in scales if isinstance(scale, nn.Parameter)]
     if not learned:
         raise ValueError(
-            "zero_init_residual=true starts the scale of each branch's last norm at 0, but no residual branch here ends in "
-            "a norm that learns its scale; choose one, as norm=bn, or leave it out"
+            "zero_init_residual=true starts the scale of each branch's last norm at 0, but no residual branch here "
+            "ends in a norm that learns its scale; choose one, as norm=bn, or leave it out"
         )
     for scale in learned:
         nn.init.zeros_(scale)
