@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cnn_train import checkpoint
 from cnn_train.callbacks.callback import Callback
+from cnn_train.data.random import seed_generators
 from cnn_train.errors import DivergedError
 from cnn_train.run_folder import write_text
-from cnn_train.tasks.task import Sums, Task, step_seed
+from cnn_train.tasks.task import Sums, Task
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def examine(task: Task, step: int) -> dict[str, Any]:
     try:
         for position, batch in zip(range(first, last + 1), batches, strict=False):
             progress.step = progress.epoch * progress.steps_per_epoch + position
-            torch.manual_seed(step_seed(recipe.seed, progress.step))
+            seed_generators(recipe.seed, progress.step, device=task.device)
             samples += batch.indices.tolist()
             watch.see("the images of the batch", batch.images)
             with task.trainer.precision_plugin.forward_context():

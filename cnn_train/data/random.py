@@ -49,3 +49,14 @@ def uniform(*parts: int, indices: Tensor, count: int = 1) -> Tensor:
 def generator(*parts: int) -> torch.Generator:
     """A CPU generator seeded by a key."""
     return torch.Generator().manual_seed(key(*parts) & (2**63 - 1))
+
+
+def seed_generators(*parts: int, device: torch.device) -> None:
+    """Seed by a key the generators that torch draws from by default on `device`.
+
+    `torch.manual_seed` seeds those of absent devices too, and formats a stack trace for each: 0.9 ms.
+    """
+    seed = key(*parts) & (2**63 - 1)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
