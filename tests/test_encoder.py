@@ -196,7 +196,16 @@ def test_messages():
 @pytest.mark.parametrize(
     "name",
     [
-        *("vgg11", "googlenet", "xception", "xception65", "resnext50_32x4d", "wide_resnet50_2", "preact_resnet50"),
+        *(
+            "vgg11",
+            "googlenet",
+            "inception_v2",
+            "xception",
+            "xception65",
+            "resnext50_32x4d",
+            "wide_resnet50_2",
+            "preact_resnet50",
+        ),
         *("seresnet50", "densenet121", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"),
     ],
 )

@@ -28,8 +28,9 @@ class Encoder(nn.Module):
     lone `features` under theirs, as in torchvision; the head is dropped. `channels` and `strides` describe the maps.
 
     `output_stride` bounds the stride: what would exceed it gets stride 1, and every window after it is dilated by as
-    much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings are not dilated; of
-    those that lose their stride the even ones, which have no centre, become one wider (3x3 in DeepLab v1).
+    much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings are not dilated;
+    those that lose their stride are padded to keep the size, and even ones, which have no centre, become one wider (3x3
+    in DeepLab v1).
     `dilate_strided` dilates convolutions that lost their stride, too (PSPNet's and MobileNetV3's form).
     `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` are those of training.
 
@@ -213,7 +214,7 @@ def _dilate(stages: Sequence[nn.Module], probe: Probe, output_stride: int, dilat
 
 
 def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
-    """Dilate a convolution by `factor`; a pooling of even size that lost its stride grows by one to have a centre."""
+    """Dilate a convolution by `factor`; a pooling that lost its stride gets a centre and keeps the size."""
     window: Any = layer
     if isinstance(layer, nn.Conv2d):
         if max(layer.kernel_size) == 1:
@@ -223,8 +224,8 @@ def _widen(layer: nn.Module, factor: int, lost_stride: bool) -> None:
         window.padding = (layer.padding[0] * factor, layer.padding[1] * factor)
     elif hasattr(layer, "kernel_size"):
         size = _pair(window.kernel_size)[0]
-        if lost_stride and size % 2 == 0:  # torch's poolings cannot be dilated and keep the size
-            window.kernel_size, window.padding, window.ceil_mode = size + 1, size // 2, False
+        if lost_stride and _pair(window.padding)[0] != (size - 1) / 2:  # torch's poolings cannot be dilated
+            window.kernel_size, window.padding, window.ceil_mode = size | 1, size // 2, False
             if hasattr(layer, "count_include_pad"):
                 window.count_include_pad = False
 
