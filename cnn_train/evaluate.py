@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test") -> dict[str, float]:
     """Metrics of a run folder's best.ckpt (or of the checkpoint file `run`) on `split`, by the run's own config.
 
-    They are also written, with a table of the classes and pictures, to eval/<split>, or eval/<split>-<postprocess>, in
+    They are also written, with a table of the classes and pictures, to eval/<split>[-<inference>][-<postprocess>] in
     the run folder.
     """
     from cnn_train import experiment
@@ -32,8 +32,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
         task, trainer = prepare(cfg, folder, file)
         metrics = measure(task, trainer, split)
         if trainer.is_global_zero:
-            kind = cfg.choices.postprocess
-            results = folder / "eval" / (split if kind == "none" else f"{split}-{kind}")
+            how = [name for name in (cfg.choices.inference, cfg.choices.postprocess) if name not in ("whole", "none")]
+            results = folder / "eval" / "-".join([split, *how])
             worst = {split: "worst"} if split in task.worst else {}
             experiment.describe_results(cfg, task, results, results, split, worst)
             run_folder.write_json(results / "metrics.json", metrics)

@@ -26,7 +26,7 @@ from cnn_train.models.segmentation.unet import MirrorPad, UNet, unet, unet_encod
 NARROW = {"encoder": "resnet18", "encoder_options": {"widths": [4, 8, 8, 8]}}
 # Small forms of every network that a CPU trains a step of in a moment.
 SMALL = {
-    "fcn_resnet": partial(deeplabv3, encoder_widths=[4, 8, 8, 8], aspp_channels=8, image_pooling=False, aux=True),
+    "fcn_resnet50": partial(fcn.fcn_resnet50, encoder_options={"widths": [4, 8, 8, 8]}),
     "unet": partial(unet, width=4),
     "unet_valid": partial(unet, width=2, padding="valid", depth=2),
     "unet_encoder": partial(unet_encoder, decoder_channels=(8, 8, 8, 8), **NARROW),
@@ -48,7 +48,7 @@ VGG_BASED = {
 ALL = SMALL | VGG_BASED
 NORMS = {"bn": nn.BatchNorm2d, "gn": GroupNorm, "ln": LayerNorm, "in": InstanceNorm, "none": None}
 ACTS = {"relu": nn.ReLU, "prelu": nn.PReLU, "elu": nn.ELU}
-POOLED_TO_ONE_PIXEL = {"deeplabv3", "deeplabv3plus", "pspnet"}
+POOLED_TO_ONE_PIXEL = {"deeplabv3", "deeplabv3_mobilenet_v3_large", "deeplabv3plus", "pspnet"}
 
 
 def randomize_norms(network: nn.Module) -> None:
@@ -142,9 +142,10 @@ def test_output_has_the_inputs_size(name):
 
 
 SWAPS = list(product(NORMS, ACTS, (1, 2)))
-ALL_SWAPS = [(name, *swap) for name in ALL for swap in SWAPS]
+SWAPPED = ALL | {"deeplabv3_mobilenet_v3_large": deeplab_v3.deeplabv3_mobilenet_v3_large}
+ALL_SWAPS = [(name, *swap) for name in SWAPPED for swap in SWAPS]
 # In the fast suite each network has one of these, so that each norm and act comes several times.
-SAMPLED = {(name, *SWAPS[7 * i % len(SWAPS)]) for i, name in enumerate(ALL)}
+SAMPLED = {(name, *SWAPS[7 * i % len(SWAPS)]) for i, name in enumerate(SWAPPED)}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ SAMPLED = {(name, *SWAPS[7 * i % len(SWAPS)]) for i, name in enumerate(ALL)}
 )
 def test_a_step_at_an_odd_size_reaches_every_parameter(name, norm, act, number):
     torch.manual_seed(0)
-    network = ALL[name](num_classes=3, layers=LayerFactory(norm_layer=NORMS[norm], act_layer=ACTS[act]))
+    network = SWAPPED[name](num_classes=3, layers=LayerFactory(norm_layer=NORMS[norm], act_layer=ACTS[act]))
     assert act == "relu" or not any(isinstance(module, nn.ReLU) for module in network.modules())
     images = torch.randn(number, 3, 97, 61)
     if norm == "bn" and number == 1 and name in POOLED_TO_ONE_PIXEL:

@@ -1,6 +1,7 @@
 """Counts of pixels against loops and the papers' definitions; evaluation, search and prediction of a run."""
 
 import csv
+import json
 import math
 import subprocess
 import sys
@@ -157,7 +158,9 @@ def test_eval_takes_other_inference_and_post_processing(run, capsys):
     cleaned = evaluate(run, ["postprocess=morphology", "postprocess.min_region=40"])
     assert len({metrics["test/miou"] for metrics in (plain, sliding, cleaned)}) == 3
     assert cleaned["test/loss"] == plain["test/loss"]
-    assert (run / "eval" / "test-morphology" / "worst.png").is_file()
+    for folder, metrics in (("test-sliding", sliding), ("test-morphology", cleaned)):
+        assert json.loads((run / "eval" / folder / "metrics.json").read_text()) == metrics
+        assert (run / "eval" / folder / "worst.png").is_file()
     assert (run / "eval" / "test" / "per_class.csv").is_file()
     with pytest.raises(ConfigError, match="a run keeps its model"):
         evaluate(run, ["model=segnet"])

@@ -5,7 +5,7 @@ a norm, which the paper has not, also follows fc6 and fc7. `fcn_resnet50/101` ar
 ResNet of output stride 8 and a small convolutional head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -199,6 +199,7 @@ def _fcn(
     layers: LayerFactory,
     *,
     in_channels: int = 3,
+    encoder_options: Mapping[str, Any] | None = None,
     output_stride: int | None = 8,
     multi_grid: Sequence[int] | None = None,
     hybrid: Sequence[int] | None = None,
@@ -206,7 +207,7 @@ def _fcn(
     dropout: float = 0.1,
 ) -> EncoderHead:
     options: dict[str, Any] = {"output_stride": output_stride, "multi_grid": multi_grid, "hybrid": hybrid}
-    backbone = make_encoder(encoder, in_channels=in_channels, layers=layers, **options)
+    backbone = make_encoder(encoder, in_channels=in_channels, layers=layers, network_options=encoder_options, **options)
     head = FCNHead(backbone.channels[-1], num_classes, dropout=dropout, layers=layers)
     return EncoderHead(backbone, head, num_classes, aux=aux, layers=layers)
 
