@@ -82,9 +82,10 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise ConfigError(str(error).splitlines()[0]) from error
+        fewer = "" if parts in (1, "auto") else "trainer.split_batches=1, "
         raise ConfigError(
-            f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a "
-            f"map of {model} is 1x1; choose data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"
+            f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a map "
+            f"of {model} is 1x1; choose {fewer}data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"
         ) from error
     except RuntimeError as error:
         raise ConfigError(
@@ -231,13 +232,14 @@ def build_trainer(cfg: DictConfig, folder: Path, saved: dict[str, Any] | None = 
         # Points of steps that will be done again go from the curves.
         purge = {"purge_step": saved["progress"]["step"] + 1} if saved is not None else {}
         logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False, **purge)
+    max_epochs = 1 if options.fast_dev_run else options.max_epochs
     trainer = L.Trainer(
         accelerator=accelerator(cfg),
         devices=devices(cfg),
         strategy=options.strategy,
         precision=precision(cfg),
-        max_epochs=1 if options.fast_dev_run else options.max_epochs,
-        check_val_every_n_epoch=options.eval_every,
+        max_epochs=max_epochs,
+        check_val_every_n_epoch=min(options.eval_every, max_epochs),  # once at least
         logger=logger or False,
         deterministic=cfg.repro == "strict",
         profiler=options.profiler,

@@ -220,6 +220,11 @@ def test_frequent_options_train(tmp_path):
     assert rows[0]["val/loss"] == "" and float(rows[1]["val/loss"]) > 0
 
 
+def test_a_run_shorter_than_the_epochs_between_validations_is_validated_at_its_end(tmp_path):
+    metrics = run(tmp_path / "a", "trainer.eval_every=9", "logger=none")
+    assert math.isfinite(metrics["val/loss"]) and (tmp_path / "a" / "best.ckpt").is_file()
+
+
 def test_overfitting_two_batches(tmp_path):
     options = ["debug=overfit", "trainer.progress=none", "logger=none", "trainer.limit_batches=null"]
     metrics = train(compose([*options, "trainer.max_epochs=40"]), _made(tmp_path / "a"))

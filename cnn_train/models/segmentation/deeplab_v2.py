@@ -90,6 +90,7 @@ def deeplabv2(
     encoder_options: Mapping[str, Any] | None = None,
     stride_in_1x1: bool = True,
     output_stride: int = 8,
+    hybrid: Sequence[int] | None = None,
     atrous_rates: Sequence[int] = (6, 12, 18, 24),
     scales: Sequence[float] = (),
     dropout: float = 0.0,
@@ -98,7 +99,7 @@ def deeplabv2(
     """DeepLab v2 on ResNet-101: 44,048,532 parameters at 21 classes, as kazuto1011/deeplab-pytorch."""
     options = {**(encoder_options or {}), **({"stride_in_1x1": True} if stride_in_1x1 else {})}
     network = builder(encoder)(in_channels=in_channels, layers=layers, **options)
-    backbone = Encoder(network, output_stride=output_stride)
+    backbone = Encoder(network, output_stride=output_stride, hybrid=hybrid)
     branches = [nn.Conv2d(backbone.channels[-1], num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
     head = nn.Sequential(nn.Dropout(dropout), SummedASPP(branches))
     return DeepLabV2(backbone, head, num_classes, scales=scales, layers=layers)
