@@ -189,6 +189,8 @@ def test_messages():
             Encoder(builder("resnet18")(), output_stride=8, multi_grid=(1, 2, 4))
         with pytest.raises(ValueError, match="LeNet5 has no feature maps by stride"):
             make_encoder("lenet5", in_channels=1, layers=LayerFactory())
+        with pytest.raises(ValueError, match=r"mobilenet_v2 does not take all of widths, stem; .*encoder_options=null"):
+            deeplabv3(encoder="mobilenet_v2", encoder_options={"stem": "small"})
         with pytest.raises(ValueError, match="resnet50"):
             make_encoder("resnet5", in_channels=1, layers=LayerFactory())
 

@@ -111,7 +111,15 @@ def make_encoder(
 ) -> Encoder:
     """An Encoder of a classification network: built by its name with `network_options`, or given ready."""
     if isinstance(encoder, str):
-        encoder = builder(encoder)(in_channels=in_channels, layers=layers, **(network_options or {}))
+        try:
+            encoder = builder(encoder)(in_channels=in_channels, layers=layers, **(network_options or {}))
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise ValueError(
+                f"{encoder} does not take all of {', '.join(network_options or {})}; "
+                "leave out what it does not, by model.encoder_options=null, encoder_widths=null, stride_in_1x1=false"
+            ) from error
     return Encoder(encoder, **options)
 
 

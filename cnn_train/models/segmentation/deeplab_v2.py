@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.init import normal
 from cnn_train.layers.upsample import Bilinear
-from cnn_train.models.classification import builder
-from cnn_train.models.encoder import Encoder
+from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v1 import PLAIN, LargeFOV, corners, vgg16_with_holes
 
 __all__ = ["deeplabv2", "deeplabv2_vgg16"]
@@ -98,8 +97,14 @@ def deeplabv2(
 ) -> DeepLabV2:
     """DeepLab v2 on ResNet-101: 44,048,532 parameters at 21 classes, as kazuto1011/deeplab-pytorch."""
     options = {**(encoder_options or {}), **({"stride_in_1x1": True} if stride_in_1x1 else {})}
-    network = builder(encoder)(in_channels=in_channels, layers=layers, **options)
-    backbone = Encoder(network, output_stride=output_stride, hybrid=hybrid)
+    backbone = make_encoder(
+        encoder,
+        in_channels=in_channels,
+        layers=layers,
+        network_options=options,
+        output_stride=output_stride,
+        hybrid=hybrid,
+    )
     branches = [nn.Conv2d(backbone.channels[-1], num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
     head = nn.Sequential(nn.Dropout(dropout), SummedASPP(branches))
     return DeepLabV2(backbone, head, num_classes, scales=scales, layers=layers)
