@@ -228,7 +228,7 @@ def test_switchable_norm_mixes_by_softmax():
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_standardized_filters_have_mean_0_and_variance_1(kernel_size, groups):
+def test_standardized_filters_have_mean_0_and_one_variance(kernel_size, groups):
     conv = WSConv2d(8, 8, kernel_size, groups=groups).double()
     weight = conv.standardized()
     assert weight.shape == conv.weight.shape
@@ -239,8 +239,8 @@ def test_standardized_filters_have_mean_0_and_variance_1(kernel_size, groups):
         values = raw.flatten().tolist()
         mean = sum(values) / len(values)
         var = sum((v - mean) ** 2 for v in values) / len(values)
-        wanted = torch.tensor([(v - mean) / math.sqrt(var + 1e-5) for v in values], dtype=torch.float64)
-        torch.testing.assert_close(filter_.flatten(), wanted)
+        wanted = [(v - mean) / math.sqrt(len(values) * (var + 1e-5)) for v in values]
+        torch.testing.assert_close(filter_.flatten(), torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_the_factory_standardizes_weights_where_the_norm_says_so():

@@ -37,7 +37,10 @@ SWAPS = {
 }
 GROUPS = {"norm_layer": "norm", "act_layer": "act", "pool_layer": "pool", "initializer": "init"}
 # In the fast suite each network has one of these, in turn.
-SAMPLED = [{"norm_layer": "gn", "act_layer": "prelu"}, {"norm_layer": "none", "act_layer": "prelu"}]
+SAMPLED = [
+    {"norm_layer": "gn", "act_layer": "prelu", "pool_layer": "max"},
+    {"norm_layer": "none", "act_layer": "prelu", "pool_layer": "avg"},
+]
 
 ACT_KINDS = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU, nn.Mish)
 POOL_KINDS = (nn.MaxPool2d, nn.AvgPool2d)

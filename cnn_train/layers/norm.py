@@ -243,9 +243,11 @@ class GroupNormWS(GroupNorm):
 
 
 class WSConv2d(nn.Conv2d):
-    """A convolution whose filters have mean 0 and variance 1 (Qiao et al. 2019, eq. 5), whatever is learned.
+    """A convolution whose filters have mean 0 and one variance (Qiao et al. 2019, eq. 5), whatever is learned.
 
-    A filter of a single weight, which would be 0, is left as it is.
+    The variance is 1 / fan-in (Brock et al. 2021, arXiv:2101.08692, eq. 1, without the gain): a norm behind it makes no
+    difference between that and the first paper's 1, and where none follows the signal does not grow. A filter of a
+    single weight, which would be 0, is left as it is.
     """
 
     eps = 1e-5
@@ -255,7 +257,7 @@ class WSConv2d(nn.Conv2d):
         if self.weight[0].numel() == 1:
             return self.weight
         var, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        return (self.weight - mean) * (var + self.eps).rsqrt()
+        return (self.weight - mean) * (self.weight[0].numel() * (var + self.eps)).rsqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.standardized(), self.bias)

@@ -1,7 +1,8 @@
 """SegNet: Badrinarayanan, Kendall & Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture", TPAMI 2017.
 
 https://arxiv.org/abs/1511.00561, Fig. 2. The encoder is VGG's, with a norm after each convolution; the decoder mirrors
-it, and unpools to where the maxima were. `upsample=bilinear` and the like give the paper's variants without positions.
+it, and unpools to where the maxima were. `upsample=bilinear` and the like give the paper's variants without positions;
+a pooling that has no maxima brings the bilinear one.
 """
 
 from itertools import pairwise
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
+from cnn_train.layers.factory import Make
 from cnn_train.layers.init import he_convolutions
-from cnn_train.layers.upsample import Unpool
+from cnn_train.layers.upsample import Bilinear, Unpool
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder
 
@@ -29,10 +31,12 @@ class SegNet(nn.Module):
         if encoder not in ("vgg11", "vgg13", "vgg16", "vgg19"):
             raise ValueError(f"segnet mirrors vgg11, vgg13, vgg16 or vgg19, got encoder={encoder}")
         network: Any = builder(encoder)(in_channels=in_channels, width=width, layers=layers)
-        upsample = layers.upsample_layer or Unpool
+        has_maxima = layers.pool_layer is None or getattr(layers.pool_layer, "func", layers.pool_layer) is nn.MaxPool2d
+        paper: Make = Unpool if has_maxima else Bilinear
+        upsample = layers.upsample_layer or paper
         by_position = getattr(upsample, "func", upsample) is Unpool
-        if by_position and layers.pool_layer not in (None, nn.MaxPool2d):
-            raise ValueError("segnet unpools to where the maxima were; with another pool choose upsample=bilinear, too")
+        if by_position and not has_maxima:
+            raise ValueError("upsample=unpool needs the positions of maxima, which only pool=max has")
         # Cut around the poolings, which are ours, since they also give the positions.
         starts = [0, *(index + 1 for index in network.pools)]
         self.backbone = Encoder(network, stages=[network.features[start : end - 1] for start, end in pairwise(starts)])
@@ -46,7 +50,7 @@ class SegNet(nn.Module):
             self.pools.append(
                 nn.MaxPool2d(2, ceil_mode=True, return_indices=True) if by_position else layers.pool(2, ceil_mode=True)
             )
-            self.ups.append(layers.upsample(channels, 2, paper=Unpool))
+            self.ups.append(layers.upsample(channels, 2, paper=paper))
             # The last convolution of a block goes to the channels of the block before; the very last gives the scores.
             widths = [channels] * depth + ([self.backbone.channels[index - 1]] if index else [])
             self.decoders.append(
