@@ -134,6 +134,11 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return None, ""
 
 
+def evaluated_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that a run evaluates: the averaged ones where there are some."""
+    return {**state["network"], **(state.get("ema") or {}).get("averages", {})}
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a run's checkpoint or a plain state_dict; layers whose shape differs (another head) keep their start.
 
@@ -141,7 +146,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     of the dense one. The first convolution is folded to the number of channels that the images have.
     """
     state = load(path)
-    state = from_old_torchvision(state.get("network", state.get("state_dict", state)))
+    state = evaluated_weights(state) if "network" in state else state.get("state_dict", state)
+    state = from_old_torchvision(state)
     own = network.state_dict()
     stem = next((f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
     fitting, told = {}, []

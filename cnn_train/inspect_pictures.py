@@ -129,7 +129,7 @@ def trained(subject: Subject, run: Path | None) -> nn.Module:
     else:
         file = next((run / name for name in ("best.ckpt", "last.ckpt") if (run / name).is_file()), run / "best.ckpt")
         state = checkpoint.load(file)
-        network.load_state_dict({**state["network"], **((state.get("ema") or {}).get("averages") or {})})
+        network.load_state_dict(checkpoint.evaluated_weights(state))
     return network
 
 

@@ -106,11 +106,12 @@ def _network(cfg: "DictConfig", state: dict[str, Any]) -> tuple["nn.Module", "to
     """The network with the checkpoint's weights, the averaged ones where there are some, where it will run."""
     import torch
 
+    from cnn_train import checkpoint
     from cnn_train.hardware import accelerator
 
     classes, channels = len(state["class_names"]), state["preprocessing"]["in_channels"]
     network = build(cfg.model, num_classes=classes, in_channels=channels, layers=build_layers(cfg))
-    network.load_state_dict(state["network"] | (state["ema"]["averages"] if state["ema"] is not None else {}))
+    network.load_state_dict(checkpoint.evaluated_weights(state))
     device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg), kind))
     return network.eval().to(device), device
 

@@ -291,3 +291,14 @@ def test_densenets_published_names_are_understood_and_strangers_refused(tmp_path
         assert torch.equal(value, encoder[f"features.{name}"]), name
     with pytest.raises(ConfigError, match="holds no weight of this network; it begins with 'features"):
         load_weights(unet(3, width=2), tmp_path / "densenet.pth")
+
+
+def test_weights_of_a_run_are_those_that_it_evaluates(tmp_path):
+    network = nn.Linear(2, 2)
+    raw = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+    torch.save({"network": raw, "ema": {"steps": 1, "averages": {"weight": torch.ones(2, 2)}}}, tmp_path / "averaged")
+    load_weights(network, tmp_path / "averaged")
+    assert torch.equal(network.weight, torch.ones(2, 2)) and not network.bias.any()
+    torch.save({"network": raw, "ema": None}, tmp_path / "raw")
+    load_weights(network, tmp_path / "raw")
+    assert not network.weight.any()
