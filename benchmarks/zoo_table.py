@@ -112,7 +112,8 @@ def models() -> list[str]:
 
 def describe(model: str) -> Row:
     """Build and follow one network."""
-    cfg = compose([f"model={model}"])
+    # FCN's YAML has the form for small images.
+    cfg = compose([f"model={model}", *(["model.pad_input=true"] if re.fullmatch(r"fcn\d+s", model) else [])])
     module_name, _, name = cfg.model._target_.rpartition(".")
     module = importlib.import_module(module_name)
     segments = ".segmentation." in module_name

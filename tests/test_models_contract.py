@@ -67,11 +67,7 @@ def network(model: str, *, num_classes: int = 7, in_channels: int = 3, device: s
 
 def narrow(model: str) -> dict[str, Any]:
     """VGG's dense layers of 4096 on 25,088 inputs take minutes; narrow ones have the same layers."""
-    settings = config(model).model
-    return {
-        **({"width": 16} if model.startswith("vgg") or settings.get("width") == 64 else {}),
-        **({"pad_input": False} if "pad_input" in settings else {}),
-    }
+    return {"width": 16} if model.startswith("vgg") or config(model).model.get("width") == 64 else {}
 
 
 @cache
