@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import GroupNorm, InstanceNorm, LayerNorm
-from cnn_train.layers.upsample import Bilinear, PixelShuffle, Transposed, bilinear_kernel
+from cnn_train.layers.upsample import Bilinear, PixelShuffle, Transposed, Unpool, bilinear_kernel
 from cnn_train.models.segmentation import deeplab_v3, fcn
 from cnn_train.models.segmentation.deeplab_v1 import deeplabv1
 from cnn_train.models.segmentation.deeplab_v2 import deeplabv2, deeplabv2_vgg16
@@ -349,10 +349,12 @@ def test_segnet_unpools_to_where_the_maxima_were():
 
 def test_segnet_without_positions():
     with torch.device("meta"):
-        with pytest.raises(ValueError, match="choose upsample=bilinear"):
-            segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d))
-        network = segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d, upsample_layer=Bilinear))
-        assert network(torch.empty(2, 3, 97, 61)).shape == (2, 3, 97, 61)
+        for upsample in (None, Bilinear):
+            network = segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d, upsample_layer=upsample))
+            assert all(isinstance(up, Bilinear) for up in network.ups)
+            assert network(torch.empty(2, 3, 97, 61)).shape == (2, 3, 97, 61)
+        with pytest.raises(ValueError, match="which only pool=max has"):
+            segnet(3, layers=LayerFactory(pool_layer=nn.AvgPool2d, upsample_layer=Unpool))
         with pytest.raises(ValueError, match="vgg16"):
             segnet(3, encoder="resnet18")
 
