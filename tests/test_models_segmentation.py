@@ -227,6 +227,7 @@ def test_padded_fcn_is_aligned(stride):
     nn.Module.__init__(network)
     network.pad_input, network.stride, network.scale_pool4, network.scale_pool3 = True, stride, 1.0, 1.0
     for name in (
+        "pad6",
         "fc6",
         "bn6",
         "act6",

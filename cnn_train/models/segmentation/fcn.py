@@ -71,7 +71,9 @@ class FCN(nn.Module):
         self.pad_input = pad_input
         self.scale_pool4, self.scale_pool3 = scale_pool4, scale_pool3
 
-        self.fc6 = layers.conv(8 * width, 64 * width, 7, padding=0 if pad_input else 3, bias=True)
+        # Not fc6's own padding: on a CPU its gradient on a map of 2x2 would take 14 times as long.
+        self.pad6 = nn.ZeroPad2d(0 if pad_input else 3)
+        self.fc6 = layers.conv(8 * width, 64 * width, 7, padding=0, bias=True)
         self.bn6 = layers.norm(64 * width)
         self.act6 = layers.act(64 * width)
         self.drop6 = nn.Dropout(dropout)
@@ -101,7 +103,7 @@ class FCN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         *_, pool3, pool4, pool5 = self.backbone(x)
-        x = self.drop6(self.act6(self.bn6(self.fc6(pool5))))
+        x = self.drop6(self.act6(self.bn6(self.fc6(self.pad6(pool5)))))
         x = self.drop7(self.act7(self.bn7(self.fc7(x))))
         x = self.score_fr(x)
         if self.stride <= 16:
