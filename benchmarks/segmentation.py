@@ -1,12 +1,12 @@
 """Segmentation networks, and the claims of their papers, on the embedded digit scenes.
 
-    python benchmarks/segmentation.py table [--seeds 3] [--epochs 10] [--scenes 1600] [--write] [network ...]
-    python benchmarks/segmentation.py claim skips|holes|unpooling|aspp|crf|checkerboard [--seeds 3] [--epochs 10]
+    python benchmarks/segmentation.py table [--seeds 3] [--epochs 3] [--scenes 1600] [--jobs 1] [--write] [network ...]
+    python benchmarks/segmentation.py claim skips|holes|unpooling|aspp|crf|checkerboard [--seeds 3] [--epochs 3]
 
 `--folder DIR` keeps the runs there, and takes those that are there already: a table that was broken off goes on, and a
-claim need not train again what the table has trained.
+claim need not train again what the table has trained. `--jobs` of them are trained at a time.
 
-Every network is made narrow enough for a CPU and is trained alike: AdamW at 2e-3 with batches of 8, cosine, group norm,
+Every network is made narrow enough for a CPU and is trained alike: AdamW at 2e-3 with batches of 2, cosine, group norm,
 cross-entropy and Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds),
 parameters, multiply-adds for one scene, time for a training step and the memory that the process grew to; `--write`
 puts it between the markers of docs/segmentation.md, with the command. `claim` trains what a paper compares and shows
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -51,7 +52,7 @@ NETWORKS = {
 }  # fmt: skip
 RECIPE = [
     "norm=gn", "loss=ce_dice", "augment=shift", "optimizer=adamw", "optimizer.lr=2e-3", "scheduler=cosine",
-    "scheduler.warmup_epochs=1.0", "data.batch_size=8",
+    "scheduler.warmup_epochs=0.25", "data.batch_size=2",
 ]  # fmt: skip
 
 
@@ -130,31 +131,39 @@ def one_run(settings: list[str]) -> dict[str, float]:
     }
 
 
-def trained(settings: Sequence[str], seed: int, options: argparse.Namespace) -> Path:
+def trained(name: str, settings: Sequence[str], seed: int, options: argparse.Namespace) -> Path:
     """The folder of this run, with its result.json, trained in a process of its own if it is not there."""
     line = [*settings, *RECIPE, f"trainer.max_epochs={options.epochs}", f"data.num_train={options.scenes}"]
     line += [f"seed={seed}", "trainer=cpu", "logger=none", "trainer.progress=none"]
     folder = options.folder / hashlib.sha256(" ".join(line).encode()).hexdigest()[:12]
-    if not (folder / "result.json").exists():
+    result = folder / "result.json"
+    if not result.exists():
         command = [sys.executable, __file__, "run", *line, f"output_dir={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads})
         if done.returncode:
             raise SystemExit(f"{done.stderr.strip().splitlines()[-1]}\n{' '.join(line)}")
-        (folder / "result.json").write_text(done.stdout.splitlines()[-1])
+        result.write_text(done.stdout.splitlines()[-1])
+    miou = json.loads(result.read_text())["miou"]
+    print(f"{name} seed {seed}: test mIoU {100 * miou:.1f}", file=sys.stderr, flush=True)
     return folder
 
 
-def measured(name: str, settings: Sequence[str], options: argparse.Namespace) -> Result:
-    """Train `settings` with each seed."""
-    runs = []
-    for seed in range(options.seeds):
-        runs.append(json.loads((trained(settings, seed, options) / "result.json").read_text()))
-        print(f"{name} seed {seed}: test mIoU {100 * runs[-1]['miou']:.1f}", file=sys.stderr, flush=True)
-    first = runs[0]
-    return Result(
-        name, [r["miou"] for r in runs], first["parameters"], first["macs"], median(r["step"] for r in runs),
-        max(r["memory"] for r in runs),
-    )  # fmt: skip
+def measured(sides: Mapping[str, Sequence[str]], options: argparse.Namespace) -> list[Result]:
+    """Train every side's settings, first all with one seed, then with the next."""
+    order = [(name, seed) for seed in range(options.seeds) for name in sides]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        folders = pool.map(lambda run: trained(run[0], sides[run[0]], run[1], options), order)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for (name, _), folder in zip(order, folders, strict=True):
+            runs[name].append(json.loads((folder / "result.json").read_text()))
+    return [
+        Result(
+            name, [r["miou"] for r in every], int(every[0]["parameters"]), int(every[0]["macs"]),
+            median(r["step"] for r in every), max(r["memory"] for r in every),
+        )
+        for name, every in runs.items()
+    ]  # fmt: skip
 
 
 def as_markdown(results: Sequence[Result], head: str) -> str:
@@ -168,7 +177,7 @@ def as_markdown(results: Sequence[Result], head: str) -> str:
 
 def table(options: argparse.Namespace) -> None:
     names = options.what or list(NETWORKS)
-    text = as_markdown([measured(f"`{name}`", network(name), options) for name in names], "`model=`")
+    text = as_markdown(measured({f"`{name}`": network(name) for name in names}, options), "`model=`")
     print(text)
     if options.write:
         words = f"--seeds {options.seeds} --epochs {options.epochs} --scenes {options.scenes}"
@@ -184,7 +193,7 @@ def claim(name: str, options: argparse.Namespace) -> None:
     elif name == "crf":
         crf(options)
     else:
-        print(as_markdown([measured(side, settings, options) for side, settings in CLAIMS[name].items()], name))
+        print(as_markdown(measured(CLAIMS[name], options), name))
 
 
 def crf(options: argparse.Namespace) -> None:
@@ -200,7 +209,7 @@ def crf(options: argparse.Namespace) -> None:
     plain, *every = [["postprocess=none"], *(["postprocess=crf", *choice] for choice in choices)]
     lines, before, after = [], [], []
     for seed in range(options.seeds):
-        run = next(trained(network("fcn32s"), seed, options).glob("*/*/best.ckpt")).parent
+        run = next(trained("fcn32s", network("fcn32s"), seed, options).glob("*/*/best.ckpt")).parent
         best = search(run, [(changes, changes) for changes in every])[0][0].split()
         scores = {name: metrics["test/miou"] for name, metrics in search(run, [(plain, plain), (best, best)], "test")}
         before.append(100 * scores.pop(" ".join(plain)))
@@ -256,8 +265,9 @@ def main() -> None:
     parser.add_argument("kind", choices=["table", "claim"])
     parser.add_argument("what", nargs="*", help="networks of the table, or one claim")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=1600, help="training scenes")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
     parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--write", action="store_true", help="the table, into docs/segmentation.md")
     options = parser.parse_intermixed_args()
