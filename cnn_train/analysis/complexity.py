@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.analysis.shapes import Arithmetic
-from cnn_train.analysis.trace import _check_size, on_meta
+from cnn_train.analysis.trace import check_size, on_meta
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def training_memory(module: nn.Module, input_size: Sequence[int], *, optimizer_s
     `optimizer_slots`: tensors that the optimizer keeps per parameter (SGD 0, with momentum 1, Adam 2). Mixed precision,
     activation checkpointing and the allocator's rounding are not counted.
     """
-    channels, height, width = _check_size(input_size)
+    channels, height, width = check_size(input_size)
     images = 2  # one would fail in batch norm over 1x1 maps
     with on_meta(module) as originals, torch.enable_grad():
         weights = {

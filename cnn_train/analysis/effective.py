@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cnn_train.analysis.trace import _check_size, main_map
+from cnn_train.analysis.trace import check_size, main_map
 
 # Luo et al., section 4: a pixel counts above 1 - 95.45 % of the largest gradient (two deviations of a Gaussian).
 _COUNTS = 1 - 0.9545
@@ -42,7 +42,7 @@ def effective_receptive_field(
     over `samples` images of standard normal noise of `input_size` (C, H, W). Several networks, such as one that was
     initialized from several seeds, have an image each in turn. Evaluation mode. ValueError if no gradient arrives.
     """
-    size = _check_size(input_size)
+    size = check_size(input_size)
     generator = torch.Generator().manual_seed(seed)
     networks = [module] if isinstance(module, nn.Module) else list(module)
     total = torch.zeros(size[1:], dtype=torch.float64)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cnn_train.analysis.trace import _check_size, _expand, is_norm, main_map
+from cnn_train.analysis.operations import expand
+from cnn_train.analysis.trace import check_size, is_norm, main_map
 
 # fmt: off
 _TRANSPARENT = frozenset({
@@ -65,7 +66,7 @@ def probe_places(
     gates: bool = True,
 ) -> dict[Place, Measured]:
     """As `probe`, for several places with one run of the network."""
-    size = _check_size(input_size)
+    size = check_size(input_size)
     image = torch.full((1, *size), 0.5, dtype=torch.float64, requires_grad=True)
     modules = dict(module.named_modules())
     maps: dict[str, Tensor] = {}
@@ -230,7 +231,7 @@ class _Summing(TorchFunctionMode):
                 input.detach(), kernel_size, stride, padding, dilation, ceil_mode
             )
         kernel, steps, pads, gaps = (
-            _expand(v, 2) for v in (kernel_size, stride if stride else kernel_size, padding, dilation)
+            expand(v, 2) for v in (kernel_size, stride if stride else kernel_size, padding, dilation)
         )
         # Zeros behind the border make room for the windows that ceil_mode adds.
         room = [

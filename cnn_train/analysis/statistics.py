@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnn_train.analysis.trace import _tensors
+from cnn_train.analysis.operations import tensors
 
 # Lower and upper end of the activations that saturate.
 _ENDS: dict[type[nn.Module], tuple[float, float]] = {
@@ -57,7 +57,7 @@ def layer_statistics(
 
     def look(name: str) -> Callable[..., None]:
         def hook(m: nn.Module, _: Any, output: Any) -> None:
-            y = next((t for t in _tensors(output) if t.is_floating_point()), None)
+            y = next((t for t in tensors(output) if t.is_floating_point()), None)
             if y is None:
                 return
             rows[name] = _activation(name, m, y.detach())
