@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from cnn_train.analysis.operations import tensors
 
 # Lower and upper end of the activations that saturate.
-_ENDS: dict[type[nn.Module], tuple[float, float]] = {
+ENDS: dict[type[nn.Module], tuple[float, float]] = {
     nn.Sigmoid: (0.0, 1.0),
     nn.Hardsigmoid: (0.0, 1.0),
     nn.Tanh: (-1.0, 1.0),
     nn.Softsign: (-1.0, 1.0),
 }
 _NEAR = 0.05  # share of the range at either end that counts as saturated
-_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
 
 
 @dataclass
@@ -100,9 +100,9 @@ def _activation(name: str, module: nn.Module, y: Tensor) -> LayerStatistics:
     row.mean, row.deviation = float(mean), float(deviation)
     fires = firing(y)
     row.sparsity = 1 - float(fires.mean())
-    if isinstance(module, _RECTIFIERS) and y.dim() > 1:
+    if isinstance(module, RECTIFIERS) and y.dim() > 1:
         row.dead = float(silent(fires).float().mean())
-    if isinstance(module, tuple(_ENDS)):
+    if isinstance(module, tuple(ENDS)):
         row.saturated = float(saturation(module, y))
     return row
 
@@ -129,7 +129,7 @@ def silent(fires: Tensor) -> Tensor:
 
 def saturation(module: nn.Module, y: Tensor) -> Tensor:
     """Share of the values that lie near either end of a saturating activation's range."""
-    low, high = next(ends for kind, ends in _ENDS.items() if isinstance(module, kind))
+    low, high = next(ends for kind, ends in ENDS.items() if isinstance(module, kind))
     middle, room = (low + high) / 2, (0.5 - _NEAR) * (high - low)
     return (y.float() - middle).abs_().sub_(room).sign_().clamp_(min=0).mean()
 
@@ -148,7 +148,7 @@ def dead_units(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor
     modes = {m: m.training for m in module.modules()}
     with ExitStack() as stack:
         for name, m in module.named_modules():
-            if isinstance(m, _RECTIFIERS):
+            if isinstance(m, RECTIFIERS):
                 stack.callback(m.register_forward_hook(look(name)).remove)
         try:
             for m in modes:

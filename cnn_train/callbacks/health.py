@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnn_train.analysis.statistics import _ENDS, _RECTIFIERS, firing, moments, saturation, silent
+from cnn_train.analysis.statistics import ENDS, RECTIFIERS, firing, moments, saturation, silent
 from cnn_train.callbacks.callback import Callback
 from cnn_train.tasks.task import Task
 
@@ -100,11 +100,11 @@ class Health(Callback):
             if not module.training or not isinstance(y, Tensor) or not y.is_floating_point() or y.dim() < 2:
                 return
             y = y.detach()
-            if isinstance(module, _RECTIFIERS):
+            if isinstance(module, RECTIFIERS):
                 fires = firing(y)
                 self._values[f"health/dead/{name}"] = silent(fires).float().mean()
                 self._values[f"health/sparsity/{name}"] = 1 - fires.mean()
-            if isinstance(module, tuple(_ENDS)):
+            if isinstance(module, tuple(ENDS)):
                 self._values[f"health/saturated/{name}"] = saturation(module, y)
             if _has_weights(module) or isinstance(module, nn.modules.batchnorm._NormBase):
                 self._moments[name].append(torch.stack(moments(y)))
