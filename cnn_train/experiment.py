@@ -364,7 +364,7 @@ def out_of_memory(task: Task, error: Exception) -> str:
         f"{task.split_batches} part(s)"
         + (f" asked for {asked[1]} more" if asked else "")
         + (f" than is free of {capacity[1]}" if capacity else "")
-        + f"; trainer.split_batches={2 * task.split_batches} gives the same gradient in less memory, "
+        + f"; trainer.split_batches={2 * task.split_batches} needs less memory, "
         "trainer.split_batches=auto finds what fits"
     )
 

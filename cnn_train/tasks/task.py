@@ -325,7 +325,7 @@ class Task(L.LightningModule):
         parts = min(self.split_batches, len(images))
         if parts == 1:
             return self._backward(images, targets, 1 / group_size)
-        # The weighted sum over the parts is the batch's mean loss, in the memory of one part.
+        # The weighted sum over the parts is the batch's loss, if that is a mean over its images, in the memory of one.
         results = []
         for part, labels in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             share = len(part) / len(images)
