@@ -61,10 +61,10 @@ def network(name: str) -> list[str]:
 
 
 NO_CONTEXT = [*network("deeplabv3"), "model.atrous_rates=[]", "model.image_pooling=false"]
-HOLES = [*NO_CONTEXT, "model.output_stride=4"]
+COARSE, HOLES = ([*NO_CONTEXT, f"model.output_stride={stride}"] for stride in (8, 4))
 CLAIMS = {
     "skips": {name: network(name) for name in ("fcn32s", "fcn16s", "fcn8s")},
-    "holes": {"stride 8, the encoder's own": [*NO_CONTEXT, "model.output_stride=8"], "stride 4 by holes": HOLES},
+    "holes": {"stride 8, the encoder's own": COARSE, "stride 4 by holes": HOLES},
     "unpooling": {
         "bilinear": [*network("segnet"), "upsample=bilinear"],
         "by position": network("segnet"),
@@ -197,7 +197,7 @@ def claim(name: str, options: argparse.Namespace) -> None:
 
 
 def crf(options: argparse.Namespace) -> None:
-    """FCN-32s's coarse scores with and without a CRF, whose parameters the validation scenes choose."""
+    """The coarse scores of stride 8 with and without a CRF, whose parameters the validation scenes choose."""
     from itertools import product
 
     from cnn_train.evaluate import search
@@ -209,7 +209,7 @@ def crf(options: argparse.Namespace) -> None:
     plain, *every = [["postprocess=none"], *(["postprocess=crf", *choice] for choice in choices)]
     lines, before, after = [], [], []
     for seed in range(options.seeds):
-        run = next(trained("fcn32s", network("fcn32s"), seed, options).glob("*/*/best.ckpt")).parent
+        run = next(trained("stride 8", COARSE, seed, options).glob("*/*/best.ckpt")).parent
         best = search(run, [(changes, changes) for changes in every])[0][0].split()
         scores = {name: metrics["test/miou"] for name, metrics in search(run, [(plain, plain), (best, best)], "test")}
         before.append(100 * scores.pop(" ".join(plain)))
