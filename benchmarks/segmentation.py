@@ -202,7 +202,7 @@ def crf(options: argparse.Namespace) -> None:
 
     from cnn_train.evaluate import search
 
-    grid = {"bi_w": (2, 4, 8), "bi_xy": (5, 10, 20), "bi_rgb": (10, 20, 40)}
+    grid = {"bi_w": (2, 5), "bi_xy": (5, 15), "bi_rgb": (10, 30)}
     choices = [
         [f"postprocess.{name}={v}" for name, v in zip(grid, values, strict=True)] for values in product(*grid.values())
     ]
