@@ -140,7 +140,7 @@ def trained(name: str, settings: Sequence[str], seed: int, options: argparse.Nam
     if not result.exists():
         command = [sys.executable, __file__, "run", *line, f"output_dir={folder}"]
         threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+        done = subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": threads, **os.environ})
         if done.returncode:
             raise SystemExit(f"{done.stderr.strip().splitlines()[-1]}\n{' '.join(line)}")
         result.write_text(done.stdout.splitlines()[-1])
@@ -180,7 +180,7 @@ def table(options: argparse.Namespace) -> None:
     text = as_markdown(measured({f"`{name}`": network(name) for name in names}, options), "`model=`")
     print(text)
     if options.write:
-        words = f"--seeds {options.seeds} --epochs {options.epochs} --scenes {options.scenes}"
+        words = f"--seeds {options.seeds} --epochs {options.epochs} --scenes {options.scenes} --jobs {options.jobs}"
         command = f"python benchmarks/segmentation.py table {' '.join([words, *options.what])}"
         page = PAGE.read_text(encoding="utf-8")
         start, end = page.index(BEGIN) + len(BEGIN), page.index(END)

@@ -79,9 +79,13 @@ class Operations:
         self.alive.append(tensor)
         self.maps[id(tensor)] = state
 
-    def follow(self, base: str, func: Any, args: tuple, kwargs: dict, outputs: list[Tensor]) -> None:
-        """Make the nodes of an operation's `outputs`; Unknown says why it cannot be followed."""
-        tracked = [t for t in tensors((args, kwargs)) if id(t) in self.maps]
+    def follow(
+        self, base: str, func: Any, args: tuple, kwargs: dict, outputs: list[Tensor], tracked: list[Tensor]
+    ) -> None:
+        """Make the nodes of an operation's `outputs` from the `tracked` inputs, which are maps.
+
+        Unknown says why it cannot be followed.
+        """
         rule = getattr(self, f"_op_{base.lstrip('_')}", None)
         if rule is not None:
             named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
@@ -576,11 +580,13 @@ def _axes(atoms: tuple[Atom, ...]) -> tuple[int, ...]:
 
 
 def expand(value: Any, n: int) -> tuple[int, ...]:
+    """One number for all `n` dimensions, or one for each."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * n if len(values) == 1 else values
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers, in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, dict):

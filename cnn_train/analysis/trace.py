@@ -61,6 +61,7 @@ def trace(module: nn.Module, input_size: Sequence[int]) -> Graph:
 
 
 def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width), or a ValueError."""
     size = tuple(int(n) for n in input_size)
     if len(size) != 3 or min(size) < 1:
         raise ValueError(f"input size {tuple(input_size)} is not (channels, height, width); give e.g. (3, 224, 224)")
@@ -266,7 +267,7 @@ class _Tracer:
             return
         self.operations.layer, self.operations.geometry = self._layer(), work["geometry"]
         try:
-            self.operations.follow(base, func, args, kwargs, outputs)
+            self.operations.follow(base, func, args, kwargs, outputs, tracked)
         except Unknown as reason:
             raise Unknown(f"cannot follow aten.{name} at {_at(call.name)}: {reason}") from None
         node = self.maps[id(outputs[0])].node
