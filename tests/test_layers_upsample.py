@@ -7,7 +7,16 @@ from torch.nn import functional as F
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.init import he_normal
-from cnn_train.layers.upsample import Bilinear, Nearest, PixelShuffle, Transposed, Unpool, bilinear_kernel, fit
+from cnn_train.layers.upsample import (
+    Bilinear,
+    Nearest,
+    PixelShuffle,
+    Transposed,
+    Unpool,
+    bilinear_kernel,
+    fit,
+    pad_to_grid,
+)
 
 ALL = [Bilinear, Nearest, Transposed, PixelShuffle]
 
@@ -39,6 +48,19 @@ def test_bilinear_is_linear_between_pixel_centres(align_corners):
             shares = [(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v]
             wanted = sum(share * corner for share, corner in zip(shares, corners, strict=True))
             assert y[0, 0, i, j].item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), [(64, 61, 8), (97, 65, 8), (30, 1, 4), (7, 6, 1)])
+def test_on_the_grid_interpolation_between_corners_brings_every_sample_back(height, width, stride):
+    y, x = torch.arange(height, dtype=torch.float64)[:, None] / 3, 2 * torch.arange(width)
+    ramp = (y + x).expand(1, 1, height, width)
+    padded = pad_to_grid(ramp, stride)
+    assert torch.equal(padded[..., :height, :width], ramp) and padded.count_nonzero() == ramp.count_nonzero()
+    assert all(0 <= now - before < stride for now, before in zip(padded.shape, ramp.shape, strict=True))
+    scores = F.conv2d(padded, ramp.new_ones(1, 1, 1, 1), stride=stride)
+    back = Bilinear(1, stride, align_corners=True)(scores, size=padded.shape[-2:])
+    inside = (..., slice((height - 1) // stride * stride + 1), slice((width - 1) // stride * stride + 1))
+    torch.testing.assert_close(back[inside], padded[inside], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])

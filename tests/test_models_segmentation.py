@@ -378,12 +378,34 @@ def test_deeplab_v2_scales():
     images = torch.randn(2, 3, 97, 61)
     outputs = network(images)
     assert len(outputs) == 4 and all(o.shape == (2, 3, 97, 61) for o in outputs)
+    alone = deeplabv2(3, encoder="resnet18", stride_in_1x1=False, output_stride=16)
+    alone.load_state_dict(network.state_dict())
     with torch.no_grad():
-        fused = network.eval()(images)
-        alone = network.upsample(network._scores(images), size=(97, 61))
-    assert (fused >= alone - 1e-5).all()
+        assert (network.eval()(images) >= alone.eval()(images) - 1e-5).all()
     with pytest.raises(ValueError, match="between 0 and 1"):
         deeplabv2(3, encoder="resnet18", stride_in_1x1=False, scales=[1.0])
+
+
+def test_deeplab_v2_sees_the_sizes_of_the_release():
+    sizes: list[list[int]] = []
+    with torch.device("meta"):
+        network = deeplabv2(21, scales=[0.75, 0.5]).eval()
+        network.backbone.register_forward_hook(
+            lambda module, inputs, maps: sizes.append([inputs[0].size(-1), maps[-1].size(-1)])
+        )
+        network(torch.empty(1, 3, 321, 321))
+        network(torch.empty(1, 3, 1, 64))
+    assert sizes == [[321, 41], [241, 31], [161, 21], [65, 9], [49, 7], [33, 5]]
+
+
+@pytest.mark.parametrize("name", ["deeplabv1", "deeplabv2", "deeplabv2_vgg16", "deeplabv3plus", "pspnet"])
+def test_interpolation_between_corners_is_of_images_whose_corners_have_scores(name):
+    torch.manual_seed(0)
+    network = ALL[name](3).eval()
+    images = torch.randn(2, 3, 64, 61)
+    padded = nn.functional.pad(images, (0, 4, 0, 1))
+    with torch.no_grad():
+        assert torch.equal(network(images), network(padded)[..., :64, :61])
 
 
 @pytest.mark.parametrize("build", [SMALL["deeplabv3plus"], partial(SMALL["deeplabv3"], eval_output_stride=8)])

@@ -16,8 +16,20 @@ def fit(x: Tensor, size: Size | None) -> Tensor:
     return F.pad(x, (0, width - x.size(-1), 0, height - x.size(-2)), mode="replicate")
 
 
+def pad_to_grid(x: Tensor, stride: int) -> Tensor:
+    """Continue images by zeros, at the bottom and right, to sk + 1 pixels: (N, C, H, W) -> (N, C, H', W').
+
+    A convolution of odd size and of stride s, padded by its half, looks at the pixels 0, s, 2s, ...: of sk + 1 at the
+    first and the last, and only then interpolation between corners brings each value back to where it came from.
+    """
+    height, width = x.shape[-2:]
+    if height % stride == width % stride == 1 % stride:
+        return x
+    return F.pad(x, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
+
+
 class Bilinear(nn.Module):
-    """Bilinear interpolation between pixel centres (`align_corners=False`)."""
+    """Bilinear interpolation between pixel centres, or, with `align_corners`, between those of the outermost pixels."""
 
     def __init__(self, channels: int, scale_factor: int = 2, align_corners: bool = False):
         super().__init__()

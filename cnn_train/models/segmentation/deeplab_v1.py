@@ -2,7 +2,8 @@
 and Fully Connected CRFs", ICLR 2015. https://arxiv.org/abs/1412.7062
 
 DeepLab-LargeFOV (section 3.1, Table 1; released prototxt): VGG-16 whose poolings are 3x3, the last two without stride,
-conv5 with holes, fc6 as a 3x3 convolution of 1024 maps at rate 12. The fully connected CRF is `postprocess=crf`.
+conv5 with holes, fc6 as a 3x3 convolution of 1024 maps at rate 12. Images are continued to 8k + 1 pixels, as the 321 of
+the release, by zero, which is the mean colour. The fully connected CRF is `postprocess=crf`.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear
+from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder
 
@@ -76,8 +77,10 @@ class DeepLabV1(nn.Module):
         layers.init(self.classifier, paper=partial(normal, std=0.01))
 
     def forward(self, x: Tensor) -> Tensor:
-        pool5 = self.backbone(x)[-1]
-        return self.upsample(self.classifier(self.avgpool(pool5)), size=x.shape[-2:])
+        padded = pad_to_grid(x, 8)
+        pool5 = self.backbone(padded)[-1]
+        scores = self.upsample(self.classifier(self.avgpool(pool5)), size=padded.shape[-2:])
+        return fit(scores, x.shape[-2:])
 
 
 def deeplabv1(

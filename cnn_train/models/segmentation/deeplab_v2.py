@@ -3,7 +3,8 @@ Convolutional Nets, Atrous Convolution, and Fully Connected CRFs", TPAMI 2018. h
 
 ResNet-101 in Caffe's form (stride in the first 1x1) or VGG-16, of stride 8, and the sum of classifiers at four rates
 (Fig. 7). `scales=[0.5, 0.75]` adds scaled inputs, fused by the maximum, each with a loss of its own (section 4.1.2).
-The fully connected CRF is `postprocess=crf`.
+Images are continued to sk + 1 pixels for a stride of s, as the 321 of the release, and scaled to such sizes, as its 161
+and 241. The fully connected CRF is `postprocess=crf`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear
+from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
 from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v1 import PLAIN, LargeFOV, corners, vgg16_with_holes
 
@@ -59,26 +60,30 @@ class DeepLabV2(nn.Module):
         self.min_size = backbone.min_size
         self.classifier = classifier
         self.scales = list(scales)
-        self.resize = Bilinear(backbone.channels[0])
-        self.upsample = layers.upsample(num_classes, backbone.strides[-1], paper=corners)
-        self.fuse_upsample = Bilinear(num_classes)
+        self.stride = backbone.strides[-1]
+        self.resize = Bilinear(backbone.channels[0], align_corners=True)
+        self.upsample = layers.upsample(num_classes, self.stride, paper=corners)
+        self.fuse_upsample = Bilinear(num_classes, align_corners=True)
         layers.init(classifier, paper=lambda module: normal(module, std=0.01))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         size = x.shape[-2:]
-        every = [self._scores(x)]
+        x = pad_to_grid(x, self.stride)
+        every = [self.classifier(self.backbone(x)[-1])]
         for scale in self.scales:
-            small = self.resize(x, size=(max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)))
-            every.append(self.fuse_upsample(self._scores(small), size=every[0].shape[-2:]))
-        if not self.scales:
-            return self.upsample(every[0], size=size)
-        fused = torch.stack(every).amax(0)
+            small = self.resize(x, size=[self._scaled(extent, scale) for extent in x.shape[-2:]])
+            scores = self.classifier(self.backbone(small)[-1])
+            every.append(self.fuse_upsample(scores, size=every[0].shape[-2:]))
+        if self.scales:
+            every.insert(0, torch.stack(every).amax(0))
         if not self.training:
-            return self.upsample(fused, size=size)
-        return tuple(self.upsample(scores, size=size) for scores in (fused, *every))
+            every = every[:1]
+        first, *others = [fit(self.upsample(scores, size=x.shape[-2:]), size) for scores in every]
+        return (first, *others) if others else first
 
-    def _scores(self, x: Tensor) -> Tensor:
-        return self.classifier(self.backbone(x)[-1])
+    def _scaled(self, extent: int, scale: float) -> int:
+        """The size nearest to the scaled one whose outermost pixels have scores."""
+        return self.stride * max(round((extent - 1) // self.stride * scale), 1) + 1
 
 
 def deeplabv2(

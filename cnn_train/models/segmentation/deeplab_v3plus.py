@@ -3,7 +3,9 @@ Image Segmentation", ECCV 2018. https://arxiv.org/abs/1802.02611, Fig. 2.
 
 DeepLab v3 as the encoder, and a decoder that joins its features with those of stride 4: the last map of that stride,
 where the authors' Xception gives one from inside its second module. ASPP and decoder use separable convolutions;
-`separable=False` uses full ones. The encoder is Xception-65, or any other, such as resnet101 with multi_grid=[1, 2, 4].
+`separable=False` uses full ones. As in the authors' code maps are interpolated between corners; images are continued to
+sk + 1 pixels for a stride of s, as their 513 has. The encoder is Xception-65, or any other, such as resnet101 with
+multi_grid=[1, 2, 4].
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
+from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
 from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v3 import ASPP, check_eval_upsample, separable_conv
 
@@ -44,7 +47,9 @@ class DeepLabV3Plus(nn.Module):
         self.min_size = backbone.min_size
         self.low_level_stage = max(i for i, stride in enumerate(backbone.strides[:-1]) if stride == 4)
         self.aspp = aspp
-        self.aspp_upsample = layers.upsample(channels, backbone.strides[-1] // 4)
+        self.stride = backbone.strides[-1]
+        between_corners = partial(Bilinear, align_corners=True)
+        self.aspp_upsample = layers.upsample(channels, self.stride // 4, paper=between_corners)
         self.low_level = ConvNormAct(backbone.channels[self.low_level_stage], low_level_channels, 1, layers=layers)
         conv = separable_conv if separable else ConvNormAct
         self.classifier = nn.Sequential(
@@ -52,16 +57,18 @@ class DeepLabV3Plus(nn.Module):
             conv(channels, channels, 3, layers=layers),
             nn.Conv2d(channels, num_classes, 1),
         )
-        self.upsample = layers.upsample(num_classes, 4)
+        self.upsample = layers.upsample(num_classes, 4, paper=between_corners)
         for part in (self.aspp, self.low_level, self.classifier):
             layers.init(part)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
+        x = pad_to_grid(x, self.stride)
         maps = self.backbone(x)
         low = self.low_level(maps[self.low_level_stage])
         high = self.aspp_upsample(self.aspp(maps[-1]), size=low.shape[-2:])
-        return self.upsample(self.classifier(torch.cat([high, low], dim=1)), size=size)
+        scores = self.classifier(torch.cat([high, low], dim=1))
+        return fit(self.upsample(scores, size=x.shape[-2:]), size)
 
 
 def deeplabv3plus(

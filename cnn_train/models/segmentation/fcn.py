@@ -6,15 +6,15 @@ ResNet of output stride 8 and a small convolutional head.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
-from cnn_train.layers.factory import Make
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear, Transposed
+from cnn_train.layers.upsample import Bilinear, Transposed, fit, pad_to_grid
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder, make_encoder
 
@@ -155,6 +155,7 @@ class FCNHead(nn.Sequential):
 class EncoderHead(nn.Module):
     """An encoder, a head on its last map, upsampling: (N, in_channels, H, W) -> (N, num_classes, H, W).
 
+    With `align_corners` images are continued to sk + 1 pixels, s the stride, and scores interpolated between corners.
     In training with an auxiliary head on the map `aux_stage`: (scores, auxiliary scores), both of input size, the
     latter to be weighted by `aux_weight` in the loss.
     """
@@ -168,7 +169,7 @@ class EncoderHead(nn.Module):
         aux: bool,
         aux_stage: int = -2,
         aux_weight: float = 0.5,
-        paper_upsample: Make = Bilinear,
+        align_corners: bool = False,
         layers: LayerFactory,
     ):
         super().__init__()
@@ -176,23 +177,25 @@ class EncoderHead(nn.Module):
         self.backbone = backbone
         self.min_size = backbone.min_size
         self.classifier = classifier
-        self.upsample = layers.upsample(num_classes, backbone.strides[-1], paper=paper_upsample)
+        self.grid = backbone.strides[-1] if align_corners else 1
+        paper = partial(Bilinear, align_corners=align_corners)
+        self.upsample = layers.upsample(num_classes, backbone.strides[-1], paper=paper)
         self.aux_stage = aux_stage
         self.aux_classifier = FCNHead(backbone.channels[aux_stage], num_classes, layers=layers) if aux else None
-        self.aux_upsample = (
-            layers.upsample(num_classes, backbone.strides[aux_stage], paper=paper_upsample) if aux else None
-        )
+        self.aux_upsample = layers.upsample(num_classes, backbone.strides[aux_stage], paper=paper) if aux else None
         layers.init(self.classifier)
         if self.aux_classifier is not None:
             layers.init(self.aux_classifier)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         size = x.shape[-2:]
+        x = pad_to_grid(x, self.grid)
         maps = self.backbone(x)
-        scores = self.upsample(self.classifier(maps[-1]), size=size)
+        scores = fit(self.upsample(self.classifier(maps[-1]), size=x.shape[-2:]), size)
         if not self.training or self.aux_classifier is None or self.aux_upsample is None:
             return scores
-        return scores, self.aux_upsample(self.aux_classifier(maps[self.aux_stage]), size=size)
+        aux_scores = self.aux_upsample(self.aux_classifier(maps[self.aux_stage]), size=x.shape[-2:])
+        return scores, fit(aux_scores, size)
 
 
 def _fcn(

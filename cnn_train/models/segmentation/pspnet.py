@@ -1,12 +1,11 @@
 """PSPNet: Zhao, Shi, Qi, Wang & Jia, "Pyramid Scene Parsing Network", CVPR 2017. https://arxiv.org/abs/1612.01105
 
 Fig. 3. As in the authors' PyTorch code (semseg), the input comes before the bins 1, 2, 3, 6 in the concatenation, every
-block of the last two stages is dilated, and maps are interpolated between corners. The encoder has torchvision's 7x7
-stem; the authors' ResNet has three 3x3 convolutions there.
+block of the last two stages is dilated, and maps are interpolated between corners; images are continued to the sizes
+8k + 1 that it demands. The encoder has torchvision's 7x7 stem; the authors' ResNet has three 3x3 convolutions there.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -89,6 +88,6 @@ def pspnet(
         num_classes,
         aux=aux,
         aux_weight=0.4,
-        paper_upsample=partial(Bilinear, align_corners=True),
+        align_corners=True,
         layers=layers,
     )
