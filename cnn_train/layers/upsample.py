@@ -13,7 +13,8 @@ def fit(x: Tensor, size: Size | None) -> Tensor:
         return x
     height, width = size
     x = x[..., :height, :width]
-    return F.pad(x, (0, width - x.size(-1), 0, height - x.size(-2)), mode="replicate")
+    missing = (0, width - x.size(-1), 0, height - x.size(-2))
+    return F.pad(x, missing, mode="replicate") if any(missing) else x
 
 
 def pad_to_grid(x: Tensor, stride: int) -> Tensor:
