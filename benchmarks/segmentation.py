@@ -1,10 +1,11 @@
 """Segmentation networks, and the claims of their papers, on the embedded digit scenes.
 
     python benchmarks/segmentation.py table [--seeds 3] [--epochs 3] [--scenes 1600] [--jobs 1] [--write] [network ...]
-    python benchmarks/segmentation.py claim skips|holes|unpooling|aspp|crf|checkerboard [--seeds 3] [--epochs 3]
+    python benchmarks/segmentation.py claim NAME [--seeds 3] [--epochs 3] [--scenes 1600] [--jobs 1]
 
 `--folder DIR` keeps the runs there, and takes those that are there already: a table that was broken off goes on, and a
-claim need not train again what the table has trained. `--jobs` of them are trained at a time.
+claim need not train again what the table has trained. `--jobs` of them are trained at a time. NAME is skips, holes,
+unpooling, aspp, aspp_deep, crf or checkerboard.
 
 Every network is made narrow enough for a CPU and is trained alike: AdamW at 2e-3 with batches of 2, cosine, group norm,
 cross-entropy and Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds),
@@ -62,6 +63,16 @@ def network(name: str) -> list[str]:
 
 NO_CONTEXT = [*network("deeplabv3"), "model.atrous_rates=[]", "model.image_pooling=false"]
 COARSE, HOLES = ([*NO_CONTEXT, f"model.output_stride={stride}"] for stride in (8, 4))
+# One block a stage: a unit of the last map sees 49 pixels of a scene, of ResNet-18's 109.
+SHALLOW = [*network("deeplabv3"), "model.encoder_options={stem:small,depths:[1,1,1,1]}"]
+
+
+def context(settings: list[str]) -> dict[str, list[str]]:
+    """DeepLab v3 without context beyond the encoder, with ASPP, and with image pooling, too."""
+    aspp = [*settings, "model.image_pooling=false"]
+    return {"1x1 only": [*aspp, "model.atrous_rates=[]"], "ASPP": aspp, "ASPP and image pooling": settings}
+
+
 CLAIMS = {
     "skips": {name: network(name) for name in ("fcn32s", "fcn16s", "fcn8s")},
     "holes": {"stride 8, the encoder's own": COARSE, "stride 4 by holes": HOLES},
@@ -69,11 +80,8 @@ CLAIMS = {
         "bilinear": [*network("segnet"), "upsample=bilinear"],
         "by position": network("segnet"),
     },
-    "aspp": {
-        "1x1 only": HOLES,
-        "ASPP": [*network("deeplabv3"), "model.image_pooling=false"],
-        "ASPP and image pooling": network("deeplabv3"),
-    },
+    "aspp": context(SHALLOW),
+    "aspp_deep": context(network("deeplabv3")),
 }
 
 

@@ -51,6 +51,12 @@ def test_equals_torchvision(build: Build):
     check_parity(meta(build), meta(getattr(torchvision.models, build.__name__)), 224)
 
 
+def test_a_shallow_resnet18_equals_torchvisions_blocks():
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    check_parity(meta(resnet.resnet18, depths=[1, 1, 1, 1]), meta(ResNet, BasicBlock, [1, 1, 1, 1]), 64)
+
+
 @pytest.mark.parametrize("depth", [18, slow(34), 50, slow(101), slow(152)])
 def test_preact_resnet_equals_timm(depth: int):
     timm = pytest.importorskip("timm")

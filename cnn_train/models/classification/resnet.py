@@ -213,9 +213,18 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(x))
 
 
-def resnet18(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> ResNet:
-    """ResNet-18 (Table 1): 11,689,512 parameters at 1000 classes, as torchvision's."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, layers=layers, **options)
+def resnet18(
+    num_classes: int = 1000,
+    *,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> ResNet:
+    """ResNet-18 (Table 1): 11,689,512 parameters at 1000 classes, as torchvision's.
+
+    With `depths=(1, 1, 1, 1)` the ResNet-10 of other libraries: 5,418,792.
+    """
+    return ResNet(BasicBlock, depths, num_classes, layers=layers, **options)
 
 
 def resnet34(num_classes: int = 1000, *, layers: LayerFactory = LayerFactory(), **options: Any) -> ResNet:
