@@ -3,7 +3,7 @@ and Fully Connected CRFs", ICLR 2015. https://arxiv.org/abs/1412.7062
 
 DeepLab-LargeFOV (section 3.1, Table 1; released prototxt): VGG-16 whose poolings are 3x3, the last two without stride,
 conv5 with holes, fc6 as a 3x3 convolution of 1024 maps at rate 12. Images are continued to 8k + 1 pixels, as the 321 of
-the release, by zero, which is the mean colour. The fully connected CRF is `postprocess=crf`.
+the release, by zeros. The fully connected CRF is `postprocess=crf`.
 """
 
 from functools import partial
