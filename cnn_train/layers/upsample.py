@@ -45,6 +45,11 @@ class Bilinear(nn.Module):
         return f"scale_factor={self.scale_factor}, align_corners={self.align_corners}"
 
 
+def between_corners(channels: int, scale_factor: int = 2) -> Bilinear:
+    """Bilinear interpolation between the outermost pixels' centres, as Caffe's `Interp`; wants `pad_to_grid` before."""
+    return Bilinear(channels, scale_factor, align_corners=True)
+
+
 class Nearest(nn.Module):
     """Repeat each pixel."""
 

@@ -15,18 +15,13 @@ from torch import Tensor, nn
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
+from cnn_train.layers.upsample import between_corners, fit, pad_to_grid
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder
 
 __all__ = ["deeplabv1"]
 
 PLAIN = LayerFactory(norm_layer=None)
-
-
-def corners(channels: int, scale_factor: int) -> nn.Module:
-    """Bilinear interpolation between corners, as Caffe's `Interp` layer."""
-    return Bilinear(channels, scale_factor, align_corners=True)
 
 
 def vgg16_with_holes(*, in_channels: int, width: int, layers: LayerFactory) -> Encoder:
@@ -73,7 +68,7 @@ class DeepLabV1(nn.Module):
         self.backbone = vgg16_with_holes(in_channels=in_channels, width=width, layers=layers)
         self.avgpool = layers.pool(3, 1, 1, paper=nn.AvgPool2d)
         self.classifier = LargeFOV(8 * width, num_classes, channels=channels, rate=rate, dropout=dropout, layers=layers)
-        self.upsample = layers.upsample(num_classes, 8, paper=corners)
+        self.upsample = layers.upsample(num_classes, 8, paper=between_corners)
         layers.init(self.classifier, paper=partial(normal, std=0.01))
 
     def forward(self, x: Tensor) -> Tensor:

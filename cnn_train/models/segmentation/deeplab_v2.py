@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
+from cnn_train.layers.upsample import between_corners, fit, pad_to_grid
 from cnn_train.models.encoder import Encoder, make_encoder
-from cnn_train.models.segmentation.deeplab_v1 import PLAIN, LargeFOV, corners, vgg16_with_holes
+from cnn_train.models.segmentation.deeplab_v1 import PLAIN, LargeFOV, vgg16_with_holes
 
 __all__ = ["deeplabv2", "deeplabv2_vgg16"]
 
@@ -61,9 +61,9 @@ class DeepLabV2(nn.Module):
         self.classifier = classifier
         self.scales = list(scales)
         self.stride = backbone.strides[-1]
-        self.resize = Bilinear(backbone.channels[0], align_corners=True)
-        self.upsample = layers.upsample(num_classes, self.stride, paper=corners)
-        self.fuse_upsample = Bilinear(num_classes, align_corners=True)
+        self.resize = between_corners(backbone.channels[0])
+        self.upsample = layers.upsample(num_classes, self.stride, paper=between_corners)
+        self.fuse_upsample = between_corners(num_classes)
         layers.init(classifier, paper=lambda module: normal(module, std=0.01))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:

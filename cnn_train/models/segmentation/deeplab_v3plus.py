@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
-from cnn_train.layers.upsample import Bilinear, fit, pad_to_grid
+from cnn_train.layers.upsample import between_corners, fit, pad_to_grid
 from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v3 import ASPP, check_eval_upsample, separable_conv
 
@@ -48,7 +48,6 @@ class DeepLabV3Plus(nn.Module):
         self.low_level_stage = max(i for i, stride in enumerate(backbone.strides[:-1]) if stride == 4)
         self.aspp = aspp
         self.stride = backbone.strides[-1]
-        between_corners = partial(Bilinear, align_corners=True)
         self.aspp_upsample = layers.upsample(channels, self.stride // 4, paper=between_corners)
         self.low_level = ConvNormAct(backbone.channels[self.low_level_stage], low_level_channels, 1, layers=layers)
         conv = separable_conv if separable else ConvNormAct

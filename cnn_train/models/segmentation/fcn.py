@@ -6,7 +6,6 @@ ResNet of output stride 8 and a small convolutional head.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.init import normal
-from cnn_train.layers.upsample import Bilinear, Transposed, fit, pad_to_grid
+from cnn_train.layers.upsample import Bilinear, Transposed, between_corners, fit, pad_to_grid
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder, make_encoder
 
@@ -178,7 +177,7 @@ class EncoderHead(nn.Module):
         self.min_size = backbone.min_size
         self.classifier = classifier
         self.grid = backbone.strides[-1] if align_corners else 1
-        paper = partial(Bilinear, align_corners=align_corners)
+        paper = between_corners if align_corners else Bilinear
         self.upsample = layers.upsample(num_classes, backbone.strides[-1], paper=paper)
         self.aux_stage = aux_stage
         self.aux_classifier = FCNHead(backbone.channels[aux_stage], num_classes, layers=layers) if aux else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
-from cnn_train.layers.upsample import Bilinear
+from cnn_train.layers.upsample import between_corners
 from cnn_train.models.encoder import make_encoder
 from cnn_train.models.segmentation.fcn import EncoderHead
 
@@ -33,7 +33,7 @@ class PyramidPooling(nn.Module):
                 for n in bins
             ]
         )
-        self.ups = nn.ModuleList([Bilinear(channels, align_corners=True) for _ in bins])
+        self.ups = nn.ModuleList([between_corners(channels) for _ in bins])
 
     def forward(self, x: Tensor) -> Tensor:
         pyramid = [up(f(x), size=x.shape[-2:]) for f, up in zip(self.features, self.ups, strict=True)]
