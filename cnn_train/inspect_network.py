@@ -295,7 +295,7 @@ def without_values() -> Any:
 
 def examine(subject: Subject, options: Options) -> Report:
     """Follow an image through the network. Raises ConfigError where that is not possible."""
-    from cnn_train.analysis import trace, training_memory
+    from cnn_train.analysis import diagnose, trace, training_memory
 
     try:
         graph = trace(subject.network, subject.input_size)
@@ -310,7 +310,7 @@ def examine(subject: Subject, options: Options) -> Report:
         memory = None
     device, available = device_memory()
     batch_size = options.batch_size or subject.cfg.data.get("batch_size") or 1
-    return Report(subject, graph, rows, graph.findings(), memory, batch_size, device, available)
+    return Report(subject, graph, rows, diagnose(graph), memory, batch_size, device, available)
 
 
 def optimizer_slots(node: Any) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from probe import Measured, probe_places
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_train.analysis import Graph, Measured, probe_places, trace
+from cnn_train.analysis import Graph, trace
 from cnn_train.config import compose
 from cnn_train.inspect_network import Stage, Subject, describe, stages
 

@@ -251,12 +251,6 @@ class Graph:
             index = span.last
         return result
 
-    def findings(self) -> list[Finding]:
-        """Warnings that a reader can act on; see `cnn_train.analysis.diagnose`."""
-        from cnn_train.analysis.diagnose import diagnose
-
-        return diagnose(self)
-
 
 def with_sight(row: LayerRow, node: Node | None) -> LayerRow:
     """The row with the receptive field, jump and start of `node`."""
