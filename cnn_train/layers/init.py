@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.layers.norm import NORMS, WSConv2d
+from cnn_train.layers.protocols import Residual
 from cnn_train.layers.upsample import Transposed
 
 Act = Callable[[], nn.Module]
@@ -37,7 +38,7 @@ def gain(act: Act) -> float:
 def fans(layer: nn.Module) -> tuple[float, float]:
     """Inputs that one output is summed from (fan-in), and outputs that one input goes to (fan-out).
 
-    Strides are not counted, as is usual, but in a transposed convolution: of its window only every stride-th weight
+    Strides are ignored, as usual, except in transposed convolutions, where only every stride-th weight of the window
     meets an input.
     """
     weight = layer.weight
@@ -145,7 +146,8 @@ def he_convolutions_normal_dense(module: nn.Module) -> None:
 
 def zero_last_norms(network: nn.Module) -> None:
     """Start each residual branch at zero: the scale of its block's `last_norm` (Goyal et al. 2017, section 5.1)."""
-    scales = [getattr(getattr(block, "last_norm", None), "weight", None) for block in network.modules()]
+    norms = [getattr(block, "last_norm", Residual.last_norm) for block in network.modules()]
+    scales = [getattr(norm, "weight", None) for norm in norms]
     learned = [scale for scale in scales if isinstance(scale, nn.Parameter)]
     if not learned:
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.models.classification import builder
+from cnn_train.models.network import min_size, stages_of
 
 PROBE_SIZES = (1024, 512)
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
@@ -54,10 +55,9 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if stages is None:
-            if not hasattr(network, "stages"):
-                raise ValueError(f"{type(network).__name__} has no feature maps by stride; choose another encoder")
-            stages = network.stages  # type: ignore[assignment]
-        assert isinstance(stages, Sequence)
+            stages = stages_of(network)
+        if stages is None:
+            raise ValueError(f"{type(network).__name__} has no feature maps by stride; choose another encoder")
         used = {id(module) for stage in stages for module in stage.modules()}
         children = dict(_used_children(network, used))
         self.prefix = ""  # of our keys in the classification network
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
             self.add_module(name, child)
         # Views of the children above: a plain list, so that no parameter is registered twice.
         self.stages = list(stages)
-        self.min_size: int = getattr(network, "min_size", 1)
+        self.min_size = min_size(network)
 
         was_training = network.training
         network.eval()
