@@ -46,7 +46,7 @@ VERBS = {
         "cnn_train.predict:run", "predict images: predict run=DIR input=FILE_OR_FOLDER [output=DIR] [postprocess=crf]"
     ),
     "inspect": Verb(
-        "cnn_train.inspect_network:run",
+        "cnn_train.commands.inspect:run",
         "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "
         "[picture=true]",
     ),

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_train.analysis import Graph, trace
 from cnn_train.config import compose
-from cnn_train.inspect_network import Stage, Subject, describe, stages
+from cnn_train.inspection.examine import Stage, stages
+from cnn_train.inspection.subject import Subject, describe
 
 CONF = Path(__file__).parents[1] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

@@ -1,0 +1,1 @@
+"""The commands of `cnn-train`, one file each."""
