@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,14 +103,14 @@ def xavier_normal(module: nn.Module, act: Act = nn.Identity) -> None:
         nn.init.normal_(weight, 0.0, math.sqrt(2.0 / (fan_in + fan_out)))
 
 
-def he_normal(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
+def he_normal(module: nn.Module, act: Act = nn.ReLU, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """N(0, gain^2 / fan) with the gain of the activation in use (He et al. 2015, eq. 10; 2 / fan for ReLU)."""
     scale = gain(act)
     for weight, fan_in, fan_out in weights_and_fans(module):
         nn.init.normal_(weight, 0.0, scale / math.sqrt(_choose(mode, fan_in, fan_out)))
 
 
-def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
+def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Uniform with the variance of `he_normal`: U(+-gain sqrt(3 / fan))."""
     scale = gain(act)
     for weight, fan_in, fan_out in weights_and_fans(module):

@@ -9,7 +9,7 @@ basic blocks (18, 34 layers, not in the paper) send the shortcut past the activa
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -115,9 +115,9 @@ class PreActResNet(nn.Module):
         *,
         in_channels: int = 3,
         widths: Sequence[int] = (64, 128, 256, 512),
-        stem: str = "imagenet",
+        stem: Literal["imagenet", "small"] = "imagenet",
         stem_channels: int = 64,
-        shortcut: str = "projection",
+        shortcut: Literal["projection", "pad"] = "projection",
         stride_in_1x1: bool = False,
         split_after_act: bool = True,
         dropout: float = 0.0,

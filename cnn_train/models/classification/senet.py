@@ -8,7 +8,7 @@ only.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ class SENet(ResNet):
         num_classes: int,
         *,
         in_channels: int = 3,
-        stem: str = "imagenet",
+        stem: Literal["imagenet", "small"] = "imagenet",
         deep_stem: bool = False,
         ceil_pool: bool = False,
         layers: LayerFactory,
@@ -113,7 +113,11 @@ def _is_release(variant: str) -> bool:
 
 
 def seresnet50(
-    num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
+    num_classes: int = 1000,
+    *,
+    variant: Literal["timm", "release"] = "timm",
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
 ) -> SENet:
     """SE-ResNet-50 (Table 1): 28,088,024 parameters at 1000 classes, as timm's."""
     release = _is_release(variant)
@@ -122,7 +126,11 @@ def seresnet50(
 
 
 def seresnext50_32x4d(
-    num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
+    num_classes: int = 1000,
+    *,
+    variant: Literal["timm", "release"] = "timm",
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
 ) -> SENet:
     """SE-ResNeXt-50, 32 groups of 4 (Table 1): 27,559,896 parameters at 1000 classes, as timm's."""
     block = partial(SEBottleneck, groups=32, width_per_group=4)
