@@ -135,6 +135,8 @@ class ResNet(nn.Module):
     plain network. `zero_init_residual` starts each residual branch at zero (Goyal et al. 2017, section 5.1).
     """
 
+    min_size = 1
+
     def __init__(
         self,
         block: type[nn.Module] | partial,

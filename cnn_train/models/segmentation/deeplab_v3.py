@@ -192,12 +192,14 @@ def deeplabv3(
 
 def deeplabv3_resnet50(num_classes: int = 21, *, layers: LayerFactory = LayerFactory(), **options: Any) -> EncoderHead:
     """DeepLab v3 on ResNet-50 with its auxiliary head (torchvision): 42,004,074 parameters at 21 classes."""
-    return deeplabv3(num_classes, encoder="resnet50", layers=layers, **TORCHVISION | options)
+    options = TORCHVISION | options
+    return deeplabv3(num_classes, encoder="resnet50", layers=layers, **options)
 
 
 def deeplabv3_resnet101(num_classes: int = 21, *, layers: LayerFactory = LayerFactory(), **options: Any) -> EncoderHead:
     """DeepLab v3 on ResNet-101 with its auxiliary head (torchvision): 60,996,202 parameters at 21 classes."""
-    return deeplabv3(num_classes, encoder="resnet101", layers=layers, **TORCHVISION | options)
+    options = TORCHVISION | options
+    return deeplabv3(num_classes, encoder="resnet101", layers=layers, **options)
 
 
 def deeplabv3_mobilenet_v3_large(
