@@ -40,8 +40,8 @@ def effective_receptive_field(
     """The effective receptive field of a unit (row, column; the middle one) of `layer`'s output, weights as they are.
 
     The gradient reaches the unit's channels with random signs and is averaged over `images` (N, C, H, W) or, without,
-    over `samples` images of standard normal noise of `input_size` (C, H, W). Several networks, such as one that was
-    initialized from several seeds, have an image each in turn. Evaluation mode. ValueError if no gradient arrives.
+    over `samples` images of standard normal noise of `input_size` (C, H, W). Several networks, such as one architecture
+    initialized from several seeds, take the images in turn. Evaluation mode. ValueError if no gradient arrives.
     """
     size = check_size(input_size)
     generator = torch.Generator().manual_seed(seed)

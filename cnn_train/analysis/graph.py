@@ -1,4 +1,4 @@
-"""What a trace leaves behind: the operations, a row per layer, and the questions one asks of them."""
+"""What a trace records: the operations, a row per layer, and queries on them."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -142,7 +142,7 @@ class Graph:
         return sum(row.activation_bytes for row in self.rows)
 
     def node_of(self, layer: str | None = None) -> Node:
-        """The last map that the module or operation `layer` put out; without a name, that of the network.
+        """The last map that the module or operation `layer` returned; without a name, the network's.
 
         An unknown name, or one that does not depend on the image, is a ValueError.
         """

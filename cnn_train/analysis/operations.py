@@ -1,4 +1,4 @@
-"""What each operation reads of the maps it is given, and the maps that come of it.
+"""What each operation reads of its input maps, and the maps that it makes.
 
 Operations that only move dimensions are in `moves`, the maps themselves in `maps`. An operation is either known there
 or named in an error. Normalizations count as transparent: what they see of the image is a statistic, not a path.

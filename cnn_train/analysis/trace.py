@@ -43,8 +43,8 @@ def is_norm(module: nn.Module) -> bool:
 def trace(module: nn.Module, input_size: Sequence[int]) -> Graph:
     """Follow an image of `input_size` (C, H, W) through the module in evaluation mode.
 
-    Weights are neither read nor copied; the module is left as it was. ValueError names the operation and the layer
-    where the trace cannot go on.
+    Weights are neither read nor copied; the module is left as it was. Where an operation cannot be followed, a
+    ValueError names it and its layer.
     """
     channels, height, width = check_size(input_size)
     with on_meta(module) as originals, torch.no_grad(), in_mode(module, training=False):
@@ -305,7 +305,7 @@ def _norm_values(base: str, args: tuple) -> int | None:
 
 
 def _work(base: str, args: tuple, out: Any) -> dict[str, Any]:
-    """Connections (a bias is one, too), multiply-adds and geometry of one operation."""
+    """Connections (a bias counts as one), multiply-adds and geometry of one operation."""
     work: dict[str, Any] = {"connections": 0, "multiply_adds": 0, "geometry": {}}
     if base == "convolution":
         x, weight, _, stride, padding, dilation, is_transposed, _, groups = args

@@ -81,8 +81,8 @@ def facts(choices: Choices, group: str, option: str | None) -> dict[str, int]:
 def published(cfg: DictConfig, choices: Choices) -> tuple[int, int, int]:
     """Classes, channels and image side that a network was published with.
 
-    The first two are the defaults of its builder, ImageNet's where it has none; the side is among the facts of its
-    YAML, or else that of the small data sets (32) for one channel or 10 or 100 classes, and ImageNet's usual 224.
+    Classes and channels are the defaults of its builder, or ImageNet's. The side is among the facts of its YAML, or it
+    is 32 for one channel or for 10 or 100 classes (the small data sets), and else ImageNet's usual 224.
     """
     from hydra.utils import get_object
 
@@ -101,7 +101,7 @@ def published(cfg: DictConfig, choices: Choices) -> tuple[int, int, int]:
 def without_values() -> Any:
     """A context manager that skips in-place operations that fill a meta tensor, which has no values.
 
-    Otherwise drawing weights would run PyTorch's kernels in Python, whose import alone takes 2 s.
+    Otherwise drawing weights would run PyTorch's kernels in Python, whose import alone takes over a second.
     """
     import torch
     from torch.overrides import TorchFunctionMode

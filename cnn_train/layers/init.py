@@ -53,7 +53,7 @@ def fans(layer: nn.Module) -> tuple[float, float]:
 
 
 def fan(weight: Tensor, mode: str) -> int:
-    """Fan-in or fan-out by the shape (out, in, ...) of a weight alone: that of dense layers and plain convolutions."""
+    """Fan-in or fan-out by the shape (out, in, ...) of a weight; right for dense layers and plain convolutions."""
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
     return {"fan_in": fan_in, "fan_out": fan_out}[mode]
 

@@ -32,8 +32,8 @@ class Encoder(nn.Module):
     much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings are not dilated;
     those that lose their stride are padded to keep the size, and even ones, which have no centre, become one wider (3x3
     in DeepLab v1).
-    `dilate_strided` dilates convolutions that lost their stride, too (PSPNet's and MobileNetV3's form).
-    `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` are those of training.
+    `dilate_strided` also dilates convolutions that lost their stride (PSPNet's and MobileNetV3's form).
+    `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` hold in training mode.
 
     `multi_grid` multiplies the dilations of the last stage, block by block; `hybrid` gives the blocks of each dilated
     stage the rates of a pattern such as (1, 2, 5) in turn.
@@ -201,7 +201,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _dilate(stages: Sequence[nn.Module], probe: Probe, output_stride: int, dilate_strided: bool) -> None:
-    """Bound the stride of every map by dilation, in place; `probe` is that of the network as it was."""
+    """Bound the stride of every map by dilation, in place; `probe` describes the network before."""
     maps, input_strides = probe
     reachable = [stride for _, stride in maps if stride]
     if output_stride not in reachable:
@@ -264,7 +264,7 @@ def _multiply_rates(stage: nn.Module, rates: Sequence[int]) -> None:
 
 
 def _repeat_rates(stages: Sequence[nn.Module], pattern: Sequence[int]) -> None:
-    """Give the blocks of dilated stages the rates of `pattern` in turn, instead of one and the same."""
+    """Give the blocks of each dilated stage the rates of `pattern` in turn instead of one rate."""
     for stage in stages:
         blocks = _blocks(stage)
         if not any(layer.dilation[0] > 1 for block in blocks for layer in _windows(block)):

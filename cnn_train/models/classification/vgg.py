@@ -24,7 +24,8 @@ PLAIN = LayerFactory(norm_layer=None)
 class VGG(nn.Module):
     """Five blocks of 3x3 convolutions and three dense layers: (N, in_channels, H, W) -> (N, num_classes).
 
-    `depths` is the number of convolutions in each block, `width` the channels of the first; all else goes with it.
+    `depths` is the number of convolutions in each block, `width` the channels of the first; all other layers are
+    proportional to it.
     """
 
     min_size = 32

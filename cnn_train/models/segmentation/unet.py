@@ -151,7 +151,7 @@ class UNet(nn.Module):
         return before, given - size - before
 
     def _sizes(self, bottom: int) -> tuple[int, int]:
-        """Sizes of the input that has, and the output that comes of, a lowest map of `bottom` (28 in Fig. 1)."""
+        """Sizes of the input and of the output whose lowest map has `bottom` pixels a side (28 in Fig. 1)."""
         given = bottom + 4
         out = bottom
         for _ in range(self.depth):
