@@ -224,7 +224,8 @@ def preact_resnet152(num_classes: int = 1000, *, layers: LayerFactory = LayerFac
 
 def _cifar(block: type[nn.Module], num_classes: int, layers: LayerFactory, **options: Any) -> PreActResNet:
     """Three stages of 18 units (section 3.1), as ResNet-110 and ResNet-164 have."""
-    options = {"stem": "small", "stem_channels": 16, "widths": (16, 32, 64)} | options
+    defaults: dict[str, Any] = {"stem": "small", "stem_channels": 16, "widths": (16, 32, 64)}
+    options = defaults | options
     return PreActResNet(block, (18, 18, 18), num_classes, layers=layers, **options)
 
 
