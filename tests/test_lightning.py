@@ -74,8 +74,8 @@ def test_those_that_work_work_together_with_several_loggers(tmp_path, capsys):
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0])
-    assert {"train/loss_step", "val/acc", "lr-AdamW", "throughput/images_per_second"} <= columns
-    rates = [(int(row["step"]), float(row["lr-AdamW"])) for row in rows if row["lr-AdamW"]]
+    assert {"train/loss_step", "val/acc", "lr-AdamW/pg1", "throughput/images_per_second"} <= columns
+    rates = [(int(row["step"]), float(row["lr-AdamW/pg1"])) for row in rows if row["lr-AdamW/pg1"]]
     assert [step for step, _ in rates] == [1, 3, 5, 7]  # every second step, counted as steps are
     assert list((folder / "tensorboard").glob("events*"))
     states = checkpoint.load(folder / "last.ckpt")["callbacks"]
@@ -227,6 +227,7 @@ def test_a_timer_that_ends_training_within_an_epoch_leaves_a_run_that_goes_on(tm
     ("words", "told"),
     [
         ([node("a", "EarlyStopping", monitor="val/los")], "EarlyStopping: monitor=val/los is not a metric of"),
+        ([node("a", "LearningRateMonitor")], "Cannot use `LearningRateMonitor` callback"),
         (["callbacks.checkpoint=null"], "callbacks.checkpoint cannot be left out"),
         (["callbacks.a={_target_: torch.nn.ReLU}"], "callbacks.a must be a callback of Lightning's, got ReLU"),
         (["trainer.lightning={max_epochs: 3}"], "trainer.lightning.max_epochs is set by us: use trainer.max_epochs"),
