@@ -114,7 +114,7 @@ def _residual(terms: Sequence[Matrix], y: Matrix) -> tuple[float, int]:
 
 
 def is_sampled(comparison: Comparison, sampler: str = "") -> bool:
-    """Whether values were drawn rather than laid out in a grid: several keys, one of them with mostly distinct numbers."""
+    """Whether values were drawn rather than laid out in a grid: several keys, one with mostly distinct numbers."""
     if sampler in ("random", "tpe"):
         return True
     count = len(comparison.settings)

@@ -51,12 +51,9 @@ class Summary:
 class Setting:
     """One value of each key that differs, and the runs that have them."""
 
+    name: str
     values: Mapping[str, Any]
     runs: tuple[Run, ...]
-
-    @property
-    def name(self) -> str:
-        return " ".join(f"{short(key)}={word(value)}" for key, value in self.values.items()) or "the only setting"
 
     @property
     def done(self) -> list[Run]:
@@ -124,10 +121,11 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in readable:
         groups.setdefault(tuple(word(run.config.get(key)) for key in keys), []).append(run)
+    every = [{key: members[0].config.get(key) for key in keys} for members in groups.values()]
     settings = []
-    for members in groups.values():
+    for name, values, members in zip(names_of(every), every, groups.values(), strict=True):
         kept, left = newest(members)
-        settings.append(Setting({key: members[0].config.get(key) for key in keys}, tuple(kept)))
+        settings.append(Setting(name, values, tuple(kept)))
         notes += [f"{run.folder} repeats the setting and seed of a newer run, and is left out." for run in left]
     objective, higher = objective_of(readable, notes)
     sign = -1 if higher else 1
@@ -141,6 +139,18 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
         raise unknown("metric", metric, names)
     shown = metric or usual(names, "test") or objective
     return Comparison(tuple(keys), tuple(sorted(settings, key=rank)), objective, shown, higher, tuple(notes))
+
+
+def names_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each setting, with numbers of four digits where that tells them apart."""
+
+    def name(values: Mapping[str, Any], write: Callable[[Any], str]) -> str:
+        return " ".join(f"{short(key)}={write(value)}" for key, value in values.items()) or "the only setting"
+
+    brief = [
+        name(values, lambda value: f"{value:.4g}" if isinstance(value, float) else word(value)) for values in settings
+    ]
+    return brief if len(set(brief)) == len(brief) else [name(values, word) for values in settings]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
