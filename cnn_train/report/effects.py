@@ -3,8 +3,10 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +145,8 @@ def importance(comparison: Comparison, metric: str) -> dict[str, float] | None:
             space[key] = optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low >= 100)
         else:
             space[key] = optuna.distributions.CategoricalDistribution([word(level) for level in levels])
-    study = optuna.create_study(direction="maximize" if comparison.better_is_higher(metric) else "minimize")
+    with _quiet(optuna.logging):
+        study = optuna.create_study(direction="maximize" if comparison.better_is_higher(metric) else "minimize")
     for setting in known:
         params = {
             key: float(value) if isinstance(space[key], optuna.distributions.FloatDistribution) else word(value)
@@ -155,3 +158,14 @@ def importance(comparison: Comparison, metric: str) -> dict[str, float] | None:
     except (RuntimeError, ValueError):
         return {}
     return {key: float(found.get(key, 0.0)) for key in sorted(space, key=lambda key: -found.get(key, 0.0))}
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep Optuna from announcing a study that lives in memory."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

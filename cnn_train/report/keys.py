@@ -110,6 +110,7 @@ def interaction(comparison: Comparison, first: str, second: str, metric: str) ->
     low = min((summary.mean for summary in found.values()), default=0.0)
     span = max((summary.mean for summary in found.values()), default=0.0) - low or 1.0
     good, bad = GOOD_TO_BAD
+    inks = (INK, "#ffffff")  # on light and on dark tiles
     higher = comparison.better_is_higher(metric)
     rows, tiles = [], []
     for a in columns:
@@ -119,7 +120,7 @@ def interaction(comparison: Comparison, first: str, second: str, metric: str) ->
             rows.append([a, b, str(mean) if mean else "–"])
             if mean is not None:
                 place = (mean.mean - low) / span
-                ink = "#ffffff" if (place if higher else 1 - place) > 0.45 else INK
+                ink = inks[1] if (place if higher else 1 - place) > 0.45 else inks[0]
                 tiles.append({"x": a, "y": b, "v": mean.mean, "t": number(mean.mean), "ink": ink,
                               "label": f"{name}: {metric} {mean}"})  # fmt: skip
     x = {**kind("x", columns, short(first)), "axis": {"labelAngle": 0 if sum(map(len, columns)) < 36 else -40}}
@@ -128,7 +129,10 @@ def interaction(comparison: Comparison, first: str, second: str, metric: str) ->
     small = {"type": "text", "fontSize": 11 if len(columns) < 6 else 8}
     spec = layered(
         layer(tiles, {"type": "rect", "stroke": "#ffffff", "strokeWidth": 2}, x=x, y=y, color=paint),
-        layer(tiles, small, x=x, y=y, text={"field": "t"}, color={"field": "ink", "type": "nominal", "scale": None}),
+        *(
+            layer([t for t in tiles if t["ink"] == ink], {**small, "color": ink}, x=x, y=y, text={"field": "t"})
+            for ink in inks
+        ),
         height={"step": 38},
     )
     filled = f"{len(found)} of {len(columns) * len(lines)} pairs of values have runs; darker is better."
