@@ -99,3 +99,122 @@ def write_grid(folder, norms=NORMS, rates=RATES, seeds=SEEDS, samples=200, epoch
             ),
         )
     return folder
+
+
+def test_the_helper_writes_what_training_leaves(tmp_path):
+    run = runs.read_run(write_run(tmp_path / "a", {"norm": "gn", "optimizer.lr": 0.1, "seed": 3}, {"val/loss": 0.5}))
+    assert (run.config["choices.norm"], run.config["optimizer.lr"], run.seed) == ("gn", 0.1, 3)
+    assert run.typed == {"norm", "optimizer.lr", "seed"}
+    assert run.done and run.metrics == {"val/loss": 0.5}
+
+
+TRACEBACK = STARTED + "2026-11-26 01:55:49 [1] Traceback (most recent call last):\n  File ...\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "state", "cause"),
+    [
+        ("", "waiting", "not started"),
+        (STARTED, "unfinished", "the log tells no end: it runs still, or was killed"),
+        (STARTED + "epoch 1/2  val loss 0.2\repoch 2/2  val", "unfinished", "the log tells no end: it runs still, or was killed"),
+        (TRACEBACK + "cnn_train.errors.DivergedError: diverged at step 2\n", "failed", "diverged at step 2"),
+        (TRACEBACK + "RuntimeError: boom\n\x1b[1;31merror:\x1b[0m unexpected RuntimeError: boom\n  traceback: x\n", "failed",
+         "unexpected RuntimeError: boom"),
+        (STARTED + "2026-11-26 01:52:09 [1] stopped by SIGTERM\n", "stopped", "stopped by SIGTERM"),
+        (TRACEBACK + "RuntimeError: boom\n" + STARTED + "epoch 1\n", "unfinished",
+         "the log tells no end: it runs still, or was killed"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_run_is_read_from_its_log(tmp_path, log, state, cause):
+    run = runs.read_run(write_run(tmp_path / "a", log=log))
+    assert (run.state, run.cause) == (state, cause)
+
+
+def test_sweep_json_tells_what_a_folder_does_not(tmp_path):
+    for name in ("0", "1", "2"):
+        write_run(tmp_path / name, metrics={"val/loss": 1.0} if name == "2" else None)
+    jobs = [
+        {"folder": "0", "state": "failed", "error": "killed by SIGKILL (memory?)"},
+        {"folder": "1", "state": "pruned", "reason": "median"},
+        {"folder": "2", "state": "running", "seconds": 11.4},
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs, "command": "cnn-train -m a=1,2", "sampler": "tpe"}))
+    study = runs.read([tmp_path])
+    assert [(run.state, run.cause) for run in study.runs] == [
+        ("failed", "killed by SIGKILL (memory?)"),
+        ("pruned", "median"),
+        ("done", ""),
+    ]
+    assert study.runs[2].cost == {"seconds": 11.4}
+    assert (study.command, study.sampler, study.notes) == ("cnn-train -m a=1,2", "tpe", ())
+
+
+@pytest.mark.parametrize("text", ['{"jobs": [', "[]", '{"jobs": 3}', "\0\xff"])
+def test_a_damaged_sweep_json_is_said_and_done_without(tmp_path, text):
+    write_run(tmp_path / "0", metrics={"val/loss": 1.0})
+    (tmp_path / "sweep.json").write_text(text)
+    study = runs.read([tmp_path])
+    assert [run.state for run in study.runs] == ["done"]
+    assert study.notes == (f"{tmp_path / 'sweep.json'} is damaged; the sweep was rebuilt from its run folders.",)
+
+
+def test_any_file_may_be_damaged_or_missing(tmp_path):
+    junk = [
+        "",
+        "\0\0",
+        "{",
+        "[1, 2",
+        "a,b\n1",
+        "epoch\nNaN\ninf\n7e999\n",
+        "!!python/object:os.system {}",
+        "a: [",
+        "x" * 200_000,
+    ]
+    names = ("config.yaml", "command.txt", "environment.json", "log.txt", "metrics.json", "metrics.csv", "cost.json",
+             "predictions.csv")  # fmt: skip
+    for i, (name, text) in enumerate(itertools.product(names, [*junk, None])):
+        folder = write_run(
+            tmp_path / str(i), {}, {"val/loss": 0.5}, [{"epoch": 1, "val/loss": 0.5}], cost={"seconds": 3},
+            predictions=[{"sample": 0, "correct": 1}],
+        )  # fmt: skip
+        (folder / name).unlink()
+        if text is not None:
+            (folder / name).write_text(text)
+        run = runs.read_run(folder)
+        runs.predictions(folder)
+        expected = {"config.yaml": {"unreadable"}, "metrics.json": {"unfinished"}}.get(name, {"done"})
+        assert run.state in expected, (name, text)
+        assert run.epoch == (0 if name == "metrics.csv" else 1)
+
+
+def test_numbers_that_are_not_finite_are_read_as_such(tmp_path):
+    folder = write_run(tmp_path / "a", {}, {"val/loss": math.nan, "test/acc": math.inf, "name": "x", "flag": True})
+    (folder / "metrics.csv").write_text("epoch,val/loss,note\n1,nan,\n2,inf,word\n3,0.5,\n,9,\n")
+    run = runs.read_run(folder)
+    assert math.isnan(run.metrics["val/loss"]) and run.metrics["test/acc"] == math.inf and len(run.metrics) == 2
+    assert [row["epoch"] for row in run.curve] == [1, 2, 3]
+    assert math.isnan(run.curve[0]["val/loss"]) and run.curve[1] == {"epoch": 2, "val/loss": math.inf}
+
+
+def test_predictions_give_how_right_each_sample_was(tmp_path):
+    rows = [{"sample": "a", "correct": 1}, {"sample": "b", "correct": 0.25}, {"sample": "c", "correct": "nan"}]
+    assert runs.predictions(write_run(tmp_path / "0", predictions=rows)) == {"a": 1.0, "b": 0.25}
+    assert runs.predictions(write_run(tmp_path / "1")) is None
+
+
+def test_runs_are_found_in_natural_order_and_not_inside_of_runs(tmp_path):
+    for name in ("sweep/10", "sweep/9", "lenet5/a", "sweep/9/eval/test", ".hidden/x"):
+        write_run(tmp_path / name)
+    found = [str(path.relative_to(tmp_path)) for path in runs.run_folders(tmp_path)]
+    assert found == ["lenet5/a", "sweep/9", "sweep/10"]
+    assert [run.folder.name for run in runs.read([tmp_path / "sweep", tmp_path / "sweep/9"]).runs] == ["9", "10"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no runs in .*: no folder in it holds a config.yaml"):
+        runs.read([tmp_path])
+    with pytest.raises(ConfigError, match="no folder .*missing"):
+        runs.read([tmp_path / "missing"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="no folder"):
+        runs.read([Path(tmp_path / "file")])

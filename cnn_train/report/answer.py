@@ -82,7 +82,11 @@ def _certainty(
         lines.append("With one run of a setting nothing tells what another seed would give: repeat with seed=0,1,2.")
     else:
         counts = " and ".join(str(setting.summary(metric).n) for setting in (best, second))
-        verdict = "which leaves out 0" if interval[0] * interval[1] > 0 else "which contains 0: seeds alone explain it"
+        verdict = (
+            "which leaves out 0"
+            if interval[0] * interval[1] > 0
+            else "which contains 0: the chance of seeds may explain it"
+        )
         lines.append(
             f"Over seeds ({counts} runs) the 95 % interval of this difference is {interval[0]:+.4f} to "
             f"{interval[1]:+.4f}, {verdict}."
@@ -103,9 +107,10 @@ def _sources(effects: Effects | None) -> list[str]:
         return []
     ranked = sorted(effects.effects, key=lambda effect: -effect.share)[:3]
     parts = [f"{effect.share:.0%} from {' with '.join(map(short, effect.keys))}" for effect in ranked]
+    parts[0] = parts[0].replace(" from ", " comes from ", 1)
     left = f"{effects.seeds:.0%} is left to seeds" if effects.seeds is not None else "seeds cannot be told apart"
     skewed = "" if effects.balanced else " (the grid is not balanced, so shares may overlap)"
-    return [f"Of the variance of {effects.metric} over all runs {', '.join(parts)}; {left}{skewed}."]
+    return [f"Of the variance of {effects.metric} over all runs, {', '.join(parts)}; {left}{skewed}."]
 
 
 def _cheaper(comparison: Comparison, ranked: Sequence[Setting], metric: str) -> list[str]:
@@ -128,9 +133,9 @@ def _not_done(runs: Sequence[Run]) -> list[str]:
     lines = []
     if states:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        lines.append(f"{sum(states.values())} of {len(runs)} runs are not done ({counts}); they are in no mean.")
+        lines.append(f"Not done are {sum(states.values())} of {len(runs)} runs ({counts}); they are in no mean.")
     if lost:
-        lines.append(f"{lost} runs ended with a metric that is not finite; those values are in no mean.")
+        lines.append(f"Metrics of {lost} done {'run' if lost == 1 else 'runs'} are not finite; they are in no mean.")
     return lines
 
 

@@ -22,9 +22,11 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 11, "labelColor": SOFT, "titleFontSize": 11, "titleColor": SOFT, "titleFontWeight": "normal",
         "gridColor": GRID, "domain": False, "ticks": False, "labelPadding": 6, "labelLimit": 190, "titleLimit": 280,
     },
+    "axisX": {"labelFlush": False, "labelOverlap": True, "tickCount": 5},
     "legend": {
         "orient": "bottom", "direction": "vertical", "title": None, "labelFontSize": 11, "labelColor": INK,
         "labelLimit": 300, "symbolType": "stroke", "symbolSize": 180, "symbolStrokeWidth": 3, "columns": 1,
+        "symbolOpacity": 1,
     },
 }  # fmt: skip
 

@@ -157,7 +157,7 @@ def parallel(comparison: Comparison, metric: str) -> Figure | None:
     rows = [*map(short, comparison.keys), metric]
     lines: list[dict[str, Any]] = []
     marks: dict[tuple[str, str], dict[str, Any]] = {}
-    for setting, value in zip(known, values, strict=True):
+    for setting, value in zip(reversed(known), reversed(values), strict=True):  # the best on top
         label = f"{setting.name}: {metric} {setting.summary(metric)}"
         for i, key in enumerate(comparison.keys):
             place, text = position(setting.values[key], comparison.levels(key)), word(setting.values[key])
@@ -173,7 +173,7 @@ def parallel(comparison: Comparison, metric: str) -> Figure | None:
     )
     y = kind("y", rows, axis=None)
     x = amount("x", axis=None, scale={"domain": [-0.02, 1.02], "nice": False})
-    good, bad = COLOURS[0], "#e8b48c"
+    good, bad = COLOURS[0], "#cfd4dc"
     higher = comparison.better_is_higher(metric)
     paint = amount("v", legend=None, scale={"range": [bad, good] if higher else [good, bad], "nice": False})
     title = {"type": "text", "align": "left", "dy": -30, "fontSize": 11, "fontWeight": 600, "color": INK, "x": 0}
@@ -187,7 +187,9 @@ def parallel(comparison: Comparison, metric: str) -> Figure | None:
         width=WIDTH + 40, height={"step": 74},
     )  # fmt: skip
     table = [[s.name, str(s.summary(metric))] for s in known]
-    description = f"{len(known)} settings as lines through {', '.join(rows[:-1])} down to {metric}; blue is better."
+    description = (
+        f"{len(known)} settings as lines through {', '.join(rows[:-1])} down to {metric}; the bluer, the better."
+    )
     return Figure("All keys at once", description, spec, ["setting", metric], table)
 
 

@@ -56,7 +56,6 @@ def render(study: Study, metric: str | None = None) -> str:
             Section("ranking", "Settings", [], draw(figures.ranking(comparison, shown))),
             Section("curves", "Training", [], draw(*_curves(comparison))),
             _effects(comparison, shown, sources, draw),
-            Section("keys", "All keys at once", [], draw(figures.parallel(comparison, shown))),
             _costs(comparison, shown, draw),
             _duels(found, known, draw),
         )
@@ -116,12 +115,13 @@ def _curves(comparison: Comparison) -> list[Figure | None]:
 
 def _effects(comparison: Comparison, metric: str, sources: effects.Effects | None, draw: Draw) -> Section:
     """What matters: the analysis of variance of a grid, or the importance in a sampled sweep."""
+    every = figures.parallel(comparison, metric)
     mains = [keys.main_effect(comparison, key, metric) for key in comparison.keys[:MAIN_EFFECTS]]
     if sources is not None:
         pairs = [effect for effect in sources.effects if len(effect.keys) == 2]
         pairs = sorted(pairs, key=lambda effect: -effect.share)[:PAIRS]
         maps = [keys.interaction(comparison, effect.keys[0], effect.keys[1], metric) for effect in pairs]
-        return Section("effects", "What matters", _about(sources), draw(keys.shares(sources), *mains, *maps))
+        return Section("effects", "What matters", _about(sources), draw(keys.shares(sources), *mains, *maps, every))
     if not comparison.keys or not any(mains):
         return Section("effects", "What matters", [], [])
     found = effects.importance(comparison, metric)
@@ -131,7 +131,9 @@ def _effects(comparison: Comparison, metric: str, sources: effects.Effects | Non
         text = ["There are too few settings (under 10) to say how important each key is."]
     else:
         text = ["The values were drawn, not laid out in a grid: importance is Optuna's PED-ANOVA, a rough guide."]
-    return Section("effects", "What matters", text, draw(keys.importances(found, metric) if found else None, *mains))
+    return Section(
+        "effects", "What matters", text, draw(keys.importances(found, metric) if found else None, *mains, every)
+    )
 
 
 def _about(sources: effects.Effects) -> list[str]:
@@ -147,7 +149,8 @@ def _about(sources: effects.Effects) -> list[str]:
 
 
 def _costs(comparison: Comparison, metric: str, draw: Draw) -> Section:
-    charts = draw(*(figures.cost_and_quality(comparison, name, metric) for name in comparison.costs))
+    names = [name for name in comparison.costs if name != "seconds_per_step" or "seconds" not in comparison.costs]
+    charts = draw(*(figures.cost_and_quality(comparison, name, metric) for name in names))
     text = [] if charts or not comparison.costs else ["All settings cost the same."]
     if not comparison.costs and any(run.done for run in comparison.runs):
         text = ["The runs left no cost.json, and no sweep.json tells their time."]
