@@ -26,7 +26,7 @@ def write_csv(path, rows):
 
 
 def write_run(folder, settings=None, metrics=None, curve=(), log=None, **files):
-    """A run folder as training leaves it: `settings` are words of its command line, a word without a dot is a choice."""
+    """A run folder as training leaves it: `settings` are words of its command line, those without a dot are choices."""
     settings = {"seed": 0, **(settings or {})}
     config = {"seed": 0, "monitor": "val/loss", "trainer": {"max_epochs": 3}, "sweep": {"metric": None, "mode": "auto"}}
     config["choices"] = {}
@@ -108,6 +108,7 @@ def test_the_helper_writes_what_training_leaves(tmp_path):
     assert run.done and run.metrics == {"val/loss": 0.5}
 
 
+OPEN = "the log tells no end: it runs still, or was killed"
 TRACEBACK = STARTED + "2026-11-26 01:55:49 [1] Traceback (most recent call last):\n  File ...\n"
 
 
@@ -115,14 +116,14 @@ TRACEBACK = STARTED + "2026-11-26 01:55:49 [1] Traceback (most recent call last)
     ("log", "state", "cause"),
     [
         ("", "waiting", "not started"),
-        (STARTED, "unfinished", "the log tells no end: it runs still, or was killed"),
-        (STARTED + "epoch 1/2  val loss 0.2\repoch 2/2  val", "unfinished", "the log tells no end: it runs still, or was killed"),
+        (STARTED, "unfinished", OPEN),
+        (STARTED + "epoch 1/2  val loss 0.2\repoch 2/2  val", "unfinished", OPEN),
         (TRACEBACK + "cnn_train.errors.DivergedError: diverged at step 2\n", "failed", "diverged at step 2"),
-        (TRACEBACK + "RuntimeError: boom\n\x1b[1;31merror:\x1b[0m unexpected RuntimeError: boom\n  traceback: x\n", "failed",
+        (TRACEBACK + "\x1b[1;31merror:\x1b[0m unexpected RuntimeError: boom\n  traceback: x\n", "failed",
          "unexpected RuntimeError: boom"),
         (STARTED + "2026-11-26 01:52:09 [1] stopped by SIGTERM\n", "stopped", "stopped by SIGTERM"),
         (TRACEBACK + "RuntimeError: boom\n" + STARTED + "epoch 1\n", "unfinished",
-         "the log tells no end: it runs still, or was killed"),
+         OPEN),
     ],
 )  # fmt: skip
 def test_the_end_of_a_run_is_read_from_its_log(tmp_path, log, state, cause):
@@ -211,9 +212,9 @@ def test_runs_are_found_in_natural_order_and_not_inside_of_runs(tmp_path):
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no runs in .*: no folder in it holds a config.yaml"):
+    with pytest.raises(ConfigError, match=r"no runs in .*: no folder in it holds a config\.yaml"):
         runs.read([tmp_path])
-    with pytest.raises(ConfigError, match="no folder .*missing"):
+    with pytest.raises(ConfigError, match=r"no folder .*missing"):
         runs.read([tmp_path / "missing"])
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="no folder"):

@@ -62,7 +62,7 @@ def spoken(setting: Setting, metric: str) -> str:
 
 
 def over_seeds(a: Setting, b: Setting, metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of the difference of the means over seeds (Welch); None with under two runs each."""
+    """The 95% interval of the difference of the means over seeds (Welch); None with under two runs each."""
     values = [
         [v for run in setting.done if math.isfinite(v := run.metrics.get(metric, math.nan))] for setting in (a, b)
     ]
@@ -88,14 +88,14 @@ def _certainty(
             else "which contains 0: the chance of seeds may explain it"
         )
         lines.append(
-            f"Over seeds ({counts} runs) the 95 % interval of this difference is {interval[0]:+.4f} to "
+            f"Over seeds ({counts} runs) the 95% interval of this difference is {interval[0]:+.4f} to "
             f"{interval[1]:+.4f}, {verdict}."
         )
     if duel is not None:
         d = duel.difference
         verdict = "so the test set is large enough to tell" if d.clear else "so the test set is too small to tell"
         lines.append(
-            f"On the same {d.samples} test samples it gets {d.mean:+.4f} more right, 95 % interval {d.low:+.4f} to "
+            f"On the same {d.samples} test samples it gets {d.mean:+.4f} more right, 95% interval {d.low:+.4f} to "
             f"{d.high:+.4f}, {verdict}; it is better in {duel.wins} of {len(duel.pairs)} pairs of runs."
         )
     return lines

@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "axisX": {"labelFlush": False, "labelOverlap": True, "tickCount": 5},
     "legend": {
         "orient": "bottom", "direction": "vertical", "title": None, "labelFontSize": 11, "labelColor": INK,
-        "labelLimit": 300, "symbolType": "stroke", "symbolSize": 180, "symbolStrokeWidth": 3, "columns": 1,
+        "labelLimit": 250, "symbolType": "stroke", "symbolSize": 180, "symbolStrokeWidth": 3, "columns": 1,
         "symbolOpacity": 1,
     },
 }  # fmt: skip

@@ -89,7 +89,7 @@ def duel(a: Setting, b: Setting, known: Mapping[Run, Predictions]) -> Duel | Non
 
 
 def difference(a: Any, b: Any) -> Difference:
-    """Mean of `a` - `b` over samples, (N,) each, with its 95 % percentile interval; no randomness between calls."""
+    """Mean of `a` - `b` over samples, (N,) each, with its 95% percentile interval; no randomness between calls."""
     from scipy import stats
 
     with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """The charts about settings: ranking, curves, parallel coordinates, cost, differences. Each has a table beside it."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from itertools import groupby
@@ -52,7 +53,7 @@ def ranking(comparison: Comparison, metric: str) -> Figure | None:
                 ticks.append({"s": setting.name, "x": value, "label": label})
     names = [setting.name for setting in known]
     y = kind("s", names, axis=None)
-    inside = {"align": "left", "dx": 0, "dy": -13, "fontSize": 11, "color": INK, "limit": WIDTH + 40}
+    inside = {"align": "left", "dx": 0, "dy": -13, "fontSize": 11, "color": INK, "limit": WIDTH - 10}
     spec = layered(
         layer([{"s": name} for name in names], {"type": "text", **inside, "x": 0}, y=y, text={"field": "s"}),
         layer(means, {"type": "rule", "strokeWidth": 2, "color": COLOURS[0], "opacity": 0.45},
@@ -97,7 +98,9 @@ def curves(comparison: Comparison, metric: str) -> Figure | None:
     grey = [row for row in lines if row["s"] not in colour]
     shown = [row for row in lines if row["s"] in colour]
     paint = kind("s", named, scale={"range": [colour[name] for name in named]})
-    x = amount("e", "epoch", axis={"tickMinStep": 1, "format": "d", "grid": False})
+    x = amount(
+        "e", "epoch", axis={"values": _ticks(max(row["e"] for row in lines + loose)), "format": "d", "grid": False}
+    )
     y = amount("y", metric)
     dashed = {"type": "line", "strokeDash": [3, 3], "strokeWidth": 1.2, "opacity": 0.8}
     dots = _thinned(shown) + [row for _, run in groupby(loose, lambda row: row["r"]) for row in _thinned(list(run))]
@@ -137,6 +140,12 @@ def _last_row(setting: Setting, metric: str) -> list[str]:
     return [setting.name, str(epoch), str(curve[epoch]) if epoch else "–"]
 
 
+def _ticks(last: int) -> list[int]:
+    """At most seven epochs to write below a curve, of a round distance."""
+    step = next(size * 10**power for power in itertools.count() for size in (1, 2, 5) if last <= 7 * size * 10**power)
+    return list(range(step, last + 1, step))
+
+
 def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows whose epochs are spread evenly, at most POINTS of them, the last among them."""
     last = max((row["e"] for row in rows), default=0)
@@ -171,7 +180,7 @@ def parallel(comparison: Comparison, metric: str) -> Figure | None:
     ends: list[dict[str, Any]] = (
         [{"x": 0, "y": metric, "t": number(low)}, {"x": 1, "y": metric, "t": number(low + span)}] if span else []
     )
-    y = kind("y", rows, axis=None)
+    y = kind("y", rows, axis=None, scale={"type": "point", "padding": 0.15})
     x = amount("x", axis=None, scale={"domain": [-0.02, 1.02], "nice": False})
     good, bad = COLOURS[0], "#cfd4dc"
     higher = comparison.better_is_higher(metric)
@@ -227,8 +236,8 @@ def cost_and_quality(comparison: Comparison, name: str, metric: str) -> Figure |
     spec = layered(
         layer(points, {"type": "rule", "opacity": 0.5, "strokeWidth": 1.5}, x=x, y=amount("low", metric),
               y2={"field": "high"}, color=paint),
-        layer(points, {"type": "point", "filled": True, "size": 80, "opacity": 1}, x=x, y=amount("y", metric),
-              color=paint),
+        layer(points, {"type": "point", "filled": True, "size": 80, "opacity": 1}, x=x, color=paint,
+              y=amount("y", metric, scale={"padding": 5})),
     )  # fmt: skip
     cheapest = rows[costs.index(min(costs))]
     description = f"{len(points)} settings; the cheapest is {cheapest[0]} with {cheapest[1]} and {cheapest[2]}."
@@ -258,7 +267,7 @@ def _intervals(title: str, found: Sequence[tuple[str, Difference]]) -> Figure:
     y = kind("t", names, axis=None)
     x = amount("low", "difference in the share of right test samples", zero=True)
     paint = {"field": "c", "type": "nominal", "scale": None}
-    text = {"type": "text", "align": "left", "dy": -13, "fontSize": 11, "color": INK, "x": 0, "limit": WIDTH + 40}
+    text = {"type": "text", "align": "left", "dy": -13, "fontSize": 11, "color": INK, "x": 0, "limit": WIDTH - 10}
     spec = layered(
         layer([{"x": 0}], {"type": "rule", "color": SOFT, "strokeDash": [4, 3]}, x=amount("x", zero=True)),
         layer(marks, {"type": "rule", "strokeWidth": 3, "opacity": 0.5}, y=y, x=x, x2={"field": "high"}, color=paint),
@@ -268,5 +277,5 @@ def _intervals(title: str, found: Sequence[tuple[str, Difference]]) -> Figure:
         width=WIDTH + 40, height={"step": 38},
     )  # fmt: skip
     rows = [[name, f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", str(d.samples)] for name, d in found]
-    description = f"{rows[0][0]}: {rows[0][1]}, 95 % interval {rows[0][2]}. Grey intervals contain 0."
-    return Figure(title, description, spec, ["", "difference", "95 % interval", "samples"], rows)
+    description = f"{rows[0][0]}: {rows[0][1]}, 95% interval {rows[0][2]}. Grey intervals contain 0."
+    return Figure(title, description, spec, ["", "difference", "95% interval", "samples"], rows)

@@ -44,7 +44,7 @@ def _bars(bars: Sequence[dict[str, Any]], form: str) -> dict[str, Any]:
     y = kind("t", names, axis=None)
     top = max(bar["x"] for bar in bars)
     x = amount("x", axis={"format": form, "title": None}, scale={"domain": [0, max(top, 0.01)]})
-    text = {"type": "text", "align": "left", "dy": -12, "fontSize": 11, "color": INK, "x": 0, "limit": WIDTH + 40}
+    text = {"type": "text", "align": "left", "dy": -12, "fontSize": 11, "color": INK, "x": 0, "limit": WIDTH - 10}
     named = [{"t": bar["t"], "words": f"{bar['t']}  {bar['x']:.1%}"} for bar in bars]
     return layered(
         layer(bars, {"type": "bar", "height": 10, "color": COLOURS[0], "cornerRadiusEnd": 3}, y=y, x=x),
@@ -67,8 +67,8 @@ def main_effect(comparison: Comparison, key: str, metric: str) -> Figure | None:
              for name, summary in found.items() if summary.n]  # fmt: skip
     if not means:
         return None
-    x = {**kind("x", names, short(key)), "axis": {"labelAngle": 0 if sum(map(len, names)) < 36 else -40}}
-    y = amount("y", metric)
+    x = {**kind("x", names, short(key)), "axis": _slanted(names)}
+    y = amount("y", metric, scale={"padding": 5})
     joined = all(is_number(level) for level in comparison.levels(key))
     line = {"type": "line", "strokeWidth": 1.5, "color": COLOURS[0], "opacity": 0.6}
     spec = layered(
@@ -79,6 +79,11 @@ def main_effect(comparison: Comparison, key: str, metric: str) -> Figure | None:
     rows = [[name, str(found[name])] for name in names]
     description = "; ".join(f"{name}: {summary}" for name, summary in rows) + "."
     return Figure(f"{metric} by {short(key)}", description, spec, [short(key), metric], rows)
+
+
+def _slanted(names: Sequence[str]) -> dict[str, Any]:
+    """An axis whose words stand aslant where they are too long to stand side by side."""
+    return {"labelAngle": 0} if sum(map(len, names)) < 36 else {"labelAngle": -40, "labelLimit": 100}
 
 
 def _scatter(comparison: Comparison, key: str, metric: str) -> Figure | None:
@@ -92,7 +97,11 @@ def _scatter(comparison: Comparison, key: str, metric: str) -> Figure | None:
     points = [{"x": x, "y": y, "label": f"{short(key)}={x:.4g}: {metric} {number(y)}"} for x, y in known]
     mark = {"type": "point", "filled": True, "size": 40, "color": COLOURS[0], "opacity": 0.7}
     axis = {"grid": False, "labelFlush": True, "tickCount": 5}
-    spec = layered(layer(points, mark, x=amount("x", short(key), scale=scale, axis=axis), y=amount("y", metric)))
+    spec = layered(
+        layer(
+            points, mark, x=amount("x", short(key), scale=scale, axis=axis), y=amount("y", metric, scale={"padding": 5})
+        )
+    )
     description = f"{len(known)} runs with {short(key)} from {low:.4g} to {high:.4g}."
     rows = [[f"{x:.4g}", number(y)] for x, y in known]
     return Figure(f"{metric} by {short(key)}", description, spec, [short(key), metric], rows)
@@ -123,7 +132,7 @@ def interaction(comparison: Comparison, first: str, second: str, metric: str) ->
                 ink = inks[1] if (place if higher else 1 - place) > 0.45 else inks[0]
                 tiles.append({"x": a, "y": b, "v": mean.mean, "t": number(mean.mean), "ink": ink,
                               "label": f"{name}: {metric} {mean}"})  # fmt: skip
-    x = {**kind("x", columns, short(first)), "axis": {"labelAngle": 0 if sum(map(len, columns)) < 36 else -40}}
+    x = {**kind("x", columns, short(first)), "axis": _slanted(columns)}
     y = kind("y", lines, short(second), axis={"labelLimit": 90})
     paint = amount("v", scale={"range": [bad, good] if higher else [good, bad], "nice": False}, legend=None)
     small = {"type": "text", "fontSize": 11 if len(columns) < 6 else 8}

@@ -142,7 +142,7 @@ def _about(sources: effects.Effects) -> list[str]:
         return [f"All {sources.n} runs have the same {sources.metric}."]
     text.append("The column “by chance” is the share that a source would have on average if nothing mattered.")
     if not sources.balanced:
-        text.append("Some combinations lack runs, so the shares may overlap and need not add up to 100 %.")
+        text.append("Some combinations lack runs, so the shares may overlap and need not add up to 100%.")
     if sources.seeds is None:
         text.append("Each setting has one run: seeds and what needs three or more keys cannot be told apart.")
     return text

@@ -142,15 +142,17 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
 
 
 def names_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each setting, with numbers of four digits where that tells them apart."""
+    """A name for each setting: `norm=bn lr=0.1`, with longer keys and more digits where they tell settings apart."""
+    keys = [short(key) for key in next(iter(settings), {})]
+    lasts = [key.rpartition(".")[2] for key in keys]
+    labels = [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)]
 
     def name(values: Mapping[str, Any], write: Callable[[Any], str]) -> str:
-        return " ".join(f"{short(key)}={write(value)}" for key, value in values.items()) or "the only setting"
+        words = (f"{label}={write(value)}" for label, value in zip(labels, values.values(), strict=True))
+        return " ".join(words) or "the only setting"
 
-    brief = [
-        name(values, lambda value: f"{value:.4g}" if isinstance(value, float) else word(value)) for values in settings
-    ]
-    return brief if len(set(brief)) == len(brief) else [name(values, word) for values in settings]
+    names = [name(values, brief) for values in settings]
+    return names if len(set(names)) == len(names) else [name(values, word) for values in settings]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -243,6 +245,11 @@ def word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def brief(value: Any) -> str:
+    """As `word`, a number with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else word(value)
 
 
 def number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cnn_train.report.runs import COST_TITLES, COSTS
-from cnn_train.report.settings import Comparison, Setting, short, unknown, word
+from cnn_train.report.settings import Comparison, Setting, brief, short, unknown, word
 
 FORMATS = ("text", "md", "csv", "json", "latex")
 
@@ -39,7 +39,7 @@ def cells(
     comparison: Comparison, setting: Setting, names: Sequence[str], best: Mapping[str, float]
 ) -> list[tuple[str, bool]]:
     """A row: the text of each cell, and whether it is the best of its column."""
-    row = [(word(setting.values[key]), False) for key in comparison.keys]
+    row = [(brief(setting.values[key]), False) for key in comparison.keys]
     for name in names:
         summary = setting.summary(name)
         text = str(summary) if summary.n + summary.lost else "–"
