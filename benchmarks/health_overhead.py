@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from cnn_train import experiment
-from cnn_train.callbacks.callback import Callback
-from cnn_train.callbacks.checkpoints import Checkpoints
-from cnn_train.callbacks.health import Health
-from cnn_train.config import compose
+from cnn_train.config.compose import compose
+from cnn_train.experiment.build import build_callbacks, build_task
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.experiment.trainer import build_trainer, quiet_libraries
 from cnn_train.tasks.task import Task
+from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.callbacks.checkpoints import Checkpoints
+from cnn_train.training.callbacks.health import Health
 
 PAIRS = {"lenet5": 30, "resnet20": 3}
 
@@ -56,16 +58,16 @@ def measure(model: str) -> tuple[float, float]:
     quiet = ["trainer.eval_every=100000", "trainer.progress=none"]
     cfg = compose([f"model={model}", "data=digits", "callbacks=health", *quiet])
     every = cfg.callbacks.health.every
-    with tempfile.TemporaryDirectory() as folder, experiment.quiet_libraries():
-        network, data = experiment.build_network_and_data(cfg)
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        network, data = build_network_and_data(cfg)
         cfg.trainer.max_epochs = -(-blocks * every // (data.size("train") // data.batch_size))
-        task = experiment.build_task(cfg, network, data)
-        experiment.build_callbacks(cfg, task, Path(folder))
+        task = build_task(cfg, network, data)
+        build_callbacks(cfg, task, Path(folder))
         health = next(callback for callback in task.callbacks if isinstance(callback, Health))
         alternate = Alternate(health)
         # Writing checkpoints takes as long as the disk likes.
         task.callbacks = [c for c in task.callbacks if not isinstance(c, Checkpoints | Health)] + [alternate]
-        experiment.build_trainer(cfg, Path(folder)).fit(task)
+        build_trainer(cfg, Path(folder)).fit(task)
     times = alternate.times[2:blocks]
     pairs = [
         (a, b) if is_on(first) else (b, a)

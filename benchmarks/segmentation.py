@@ -108,16 +108,18 @@ def one_run(settings: list[str]) -> dict[str, float]:
 
     import torch
 
-    from cnn_train import experiment
     from cnn_train.analysis import trace
-    from cnn_train.config import build, build_layers, compose
-    from cnn_train.train import train
+    from cnn_train.config.build import build, build_layers
+    from cnn_train.config.compose import compose
+    from cnn_train.experiment.build import build_task
+    from cnn_train.experiment.network import build_network_and_data
+    from cnn_train.experiment.train import train
 
     cfg = compose(settings)
     metrics = train(cfg)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    network, data = experiment.build_network_and_data(cfg)
-    task = experiment.build_task(cfg, network, data)
+    network, data = build_network_and_data(cfg)
+    task = build_task(cfg, network, data)
     optimizer = task.configure_optimizers()
     batch = next(data.train_batches(0, device=torch.device("cpu")))
     seconds = []
@@ -208,7 +210,7 @@ def crf(options: argparse.Namespace) -> None:
     """The coarse scores of stride 8 with and without a CRF, whose parameters the validation scenes choose."""
     from itertools import product
 
-    from cnn_train.evaluate import search
+    from cnn_train.experiment.evaluate import search
 
     grid = {"bi_w": (2, 5), "bi_xy": (5, 15), "bi_rgb": (10, 30)}
     choices = [

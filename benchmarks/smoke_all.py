@@ -23,7 +23,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnn_train.choices import Choices
+from cnn_train.config.choices import Choices
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,20 +49,21 @@ class Result:
 
 def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> None:
     """One run, in the child; tells parameters and losses, or the error's last line."""
-    from cnn_train import experiment
-    from cnn_train.config import compose
-    from cnn_train.train import train
+    from cnn_train.config.compose import compose
+    from cnn_train.experiment.build import build_task
+    from cnn_train.experiment.results import smoke_losses
+    from cnn_train.experiment.train import train
 
     result = Result(model)
     tasks: list[Task] = []
-    build_task = experiment.build_task
+    build_task = build_task
 
     def watched(cfg: "DictConfig", network: "nn.Module", data: "Data") -> "Task":
         """The task holds the losses, whether or not the run then fails."""
         tasks.append(build_task(cfg, network, data))
         return tasks[0]
 
-    experiment.build_task = watched
+    build_task = watched
     log = (folder / f"{model}.log").open("w", encoding="utf-8")
     start = time.monotonic()
     try:
@@ -82,7 +83,7 @@ def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> 
     if tasks:
         result.parameters = sum(p.numel() for p in tasks[0].network.parameters())
         if tasks[0].step_losses:
-            result.first, result.last = experiment.smoke_losses(tasks[0])
+            result.first, result.last = smoke_losses(tasks[0])
     sender.send(result)
     sender.close()
 

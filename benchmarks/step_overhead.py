@@ -17,10 +17,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cnn_train import experiment
-from cnn_train.callbacks.callback import Callback
-from cnn_train.config import build, build_layers, compose
+from cnn_train.config.build import build, build_layers
+from cnn_train.config.compose import compose
+from cnn_train.experiment.build import build_callbacks, build_task
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.experiment.trainer import build_trainer, quiet_libraries
 from cnn_train.tasks.task import Task
+from cnn_train.training.callbacks.callback import Callback
 
 EPOCHS = {"lenet5": 40, "resnet18": 6}
 
@@ -69,13 +72,13 @@ def measure(model: str) -> tuple[float, float, float]:
     cfg = compose(
         [f"model={model}", "data=digits", "augment=none", f"trainer.max_epochs={epochs}", "trainer.eval_every=1000"]
     )
-    with tempfile.TemporaryDirectory() as folder, experiment.quiet_libraries():
-        network, data = experiment.build_network_and_data(cfg)
-        task = experiment.build_task(cfg, network, data)
-        experiment.build_callbacks(cfg, task, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        network, data = build_network_and_data(cfg)
+        task = build_task(cfg, network, data)
+        build_callbacks(cfg, task, Path(folder))
         alternate = Alternate(cfg, data)
         task.callbacks.append(alternate)
-        experiment.build_trainer(cfg, Path(folder)).fit(task)
+        build_trainer(cfg, Path(folder)).fit(task)
     ours, theirs = alternate.ours[1:], alternate.theirs[1:]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), statistics.median(ratios)

@@ -18,8 +18,9 @@ import torch
 
 from cnn_train.analysis import trace
 from cnn_train.analysis.graph import Graph
-from cnn_train.choices import Choices
-from cnn_train.config import build, build_layers, compose
+from cnn_train.config.build import build, build_layers
+from cnn_train.config.choices import Choices
+from cnn_train.config.compose import compose
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 BEGIN, END = "<!-- tables: benchmarks/zoo_table.py --write -->", "<!-- end of tables -->"

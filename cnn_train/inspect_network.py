@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from cnn_train.choices import GROUPS, nearest
-from cnn_train.config import build, build_layers, compose, load
+from cnn_train.config.build import build, build_layers
+from cnn_train.config.choices import GROUPS, nearest
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
+from cnn_train.config.schema import RunConfig
 from cnn_train.errors import ConfigError
-from cnn_train.schema import RunConfig
 
 if TYPE_CHECKING:  # torch comes after the config is checked
     from torch import nn
 
     from cnn_train.analysis import Finding, Graph, LayerRow, TrainingMemory
-    from cnn_train.cli import Line
+    from cnn_train.cli.line import Line
     from cnn_train.data.data import Data
 
 FORMATS = ("table", "json", "csv", "markdown")

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnn_train import checkpoint, run_folder
+from cnn_train import atomic
 from cnn_train.analysis import LayerStatistics, effective_receptive_field, layer_statistics
 from cnn_train.analysis.trace import main_map
-from cnn_train.config import build, build_layers
+from cnn_train.config.build import build, build_layers
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.inspect_network import HEADS, Options, Report, Stage, Subject, cells, pair, stages, totals
 from cnn_train.layers.init import lsuv_calibrate
+from cnn_train.models.weights import load_weights
+from cnn_train.runs import checkpoint
+from cnn_train.runs import folder as run_folder
 
 CHANNELS = 16  # feature maps shown of a layer
 EXCITED = 6  # of them brought back to pixels
@@ -103,7 +106,7 @@ def draw(report: Report, options: Options, folder: Path | None = None) -> Path:
         add(f"gridding_{number}", f"Gridding at {found.layer}", found.message,
             partial(draw_mask, mask))  # fmt: skip
     page = folder / "index.html"
-    run_folder.write_text(page, as_html(report, shown, state, sample.name))
+    atomic.write_text(page, as_html(report, shown, state, sample.name))
     return page
 
 
@@ -125,7 +128,7 @@ def trained(subject: Subject, run: Path | None) -> nn.Module:
     """The network with a run's best weights, averaged ones if it has them, or with those of `weights=`."""
     network = initialized(subject, subject.cfg.seed)
     if run is None:
-        checkpoint.load_weights(network, Path(subject.cfg.weights))
+        load_weights(network, checkpoint.weights(Path(subject.cfg.weights)), Path(subject.cfg.weights))
     else:
         file = next((run / name for name in ("best.ckpt", "last.ckpt") if (run / name).is_file()), run / "best.ckpt")
         state = checkpoint.load(file)
@@ -201,7 +204,7 @@ def save(figure: Any, path: Path) -> None:
 
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content, pil_kwargs={"optimize": True})
-    run_folder.write_bytes(path, content.getvalue())
+    atomic.write_bytes(path, content.getvalue())
 
 
 def draw_fields(report: Report, seen: Sequence[Stage], sample: Sample) -> Any:
@@ -271,7 +274,7 @@ def draw_statistics(network: nn.Module, sample: Sample, file: Path) -> Any:
     table = csv.DictWriter(text, [field.name for field in fields(LayerStatistics)], lineterminator="\n")
     table.writeheader()
     table.writerows(map(asdict, rows))
-    run_folder.write_text(file, text.getvalue())
+    atomic.write_text(file, text.getvalue())
     figure, axes = new_figure(4, 1, 2.2)
     figure.set_size_inches(max(6, 0.16 * len(rows) + 2), 9)
     places = range(len(rows))

@@ -12,8 +12,9 @@ import torch
 import torchvision.transforms.v2  # noqa: F401  once here, so that a kill finds a child training, not importing
 from omegaconf import OmegaConf
 
-from cnn_train import checkpoint, experiment, run_folder  # noqa: F401
-from cnn_train.config import compose
+from cnn_train.config.compose import compose
+from cnn_train.runs import checkpoint
+from cnn_train.runs import folder as run_folder
 
 # Everything that a state consists of, in an epoch of some tenths of a second.
 OPTIONS = (
@@ -46,11 +47,12 @@ def begin(folder: Path, resume: bool, before: Callable[[], object] = lambda: Non
         sys.stdout, sys.stderr = (os.fdopen(os.dup(descriptor), "w", buffering=1) for descriptor in (1, 2))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        from cnn_train import cli, config
-        from cnn_train.train import train
+        from cnn_train.cli.guard import guarded
+        from cnn_train.config.load import load
+        from cnn_train.experiment.train import train
 
         before()
-        code = cli.guarded(lambda: train(config.load(folder), folder, resume) and None, folder=folder)
+        code = guarded(lambda: train(load(folder), folder, resume) and None, folder=folder)
     finally:
         os._exit(code)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_train.analysis import Graph, Measured, probe_places, trace
-from cnn_train.config import compose
+from cnn_train.config.compose import compose
 from cnn_train.inspect_network import Stage, Subject, describe, stages
 
 CONF = Path(__file__).parents[1] / "conf"

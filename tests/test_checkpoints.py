@@ -14,11 +14,13 @@ import pytest
 import torch
 from kills import begin, difference, end, leftovers, prepare, unequal, whole
 
-from cnn_train import checkpoint, experiment
-from cnn_train.callbacks.callback import Callback
-from cnn_train.config import compose
+from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
-from cnn_train.train import train
+from cnn_train.experiment.build import build_callbacks
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.experiment.train import train
+from cnn_train.runs import checkpoint
+from cnn_train.training.callbacks.callback import Callback
 
 SHORT = ("trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none", "logger=none")
 
@@ -151,7 +153,7 @@ def test_a_run_on_a_full_disk_ends_with_4_and_goes_on_when_there_is_room(tmp_pat
     room, folder = size // 2, prepare(tmp_path / "full")
 
     def small() -> None:
-        from cnn_train.callbacks.checkpoints import Checkpoints
+        from cnn_train.training.callbacks.checkpoints import Checkpoints
 
         on_step = Checkpoints.on_step
 
@@ -220,14 +222,14 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_used(tmp_path, capsy
 
 
 def with_callback(patch: pytest.MonkeyPatch, callback: Callback) -> None:
-    build = experiment.build_callbacks
+    build = build_callbacks
 
     def with_one_more(cfg, task, folder):
         callbacks = build(cfg, task, folder)
         task.callbacks.append(callback)
         return callbacks
 
-    patch.setattr(experiment, "build_callbacks", with_one_more)
+    patch.setattr("cnn_train.experiment.build.build_callbacks", with_one_more)
 
 
 def difference_of_weights(a: Path, b: Path) -> str:
@@ -266,7 +268,7 @@ def test_the_best_epochs_are_kept(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
-    from cnn_train import run_folder
+    from cnn_train.runs import folder as run_folder
 
     lock = run_folder._lock
     monkeypatch.setattr(run_folder, "_lock", lambda folder: lock(folder, patience=0.1))
@@ -306,7 +308,7 @@ def test_not_finite_stops_before_the_update_and_names_layer_and_samples(tmp_path
     assert "diverged at step 6 (epoch 2): loss nan" in text and "the output of fc2 (Linear)" in text
     assert "last.ckpt is from before" in text and "\n" not in text
     report = json.loads((tmp_path / "a" / "not_finite.json").read_text())
-    data = experiment.build_network_and_data(compose(SHORT))[1]
+    data = build_network_and_data(compose(SHORT))[1]
     batches = list(data.train_batches(1, device=torch.device("cpu")))
     assert report["samples"] == batches[1].indices.tolist()
     monkeypatch.undo()
@@ -414,7 +416,7 @@ def test_always_skipping_ends(tmp_path):
 def test_a_loss_that_explodes_or_stands_still_is_warned_of_once(losses, told, caplog):
     from types import SimpleNamespace
 
-    from cnn_train.callbacks.finite import LossWatch
+    from cnn_train.training.callbacks.finite import LossWatch
 
     task = SimpleNamespace(
         step_losses=[], progress=SimpleNamespace(step=0, epoch=2), trainer=SimpleNamespace(is_global_zero=True)

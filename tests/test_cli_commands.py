@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cnn_train import cli
-from cnn_train.choices import Choices
+from cnn_train.__main__ import main
+from cnn_train.cli.guard import Paint, guarded
+from cnn_train.cli.help import EXAMPLES
+from cnn_train.cli.line import split
+from cnn_train.commands import COMMANDS
+from cnn_train.config.choices import Choices
 from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +24,7 @@ HEAVY = ("torch", "torchvision", "lightning", "numpy", "sklearn", "matplotlib", 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command line in a fresh process, which tells which heavy packages it has imported."""
     script = (
-        "import sys, json; from cnn_train.cli import main; code = main();"
+        "import sys, json; from cnn_train.__main__ import main; code = main();"
         f"print('\\nHEAVY', json.dumps([name for name in {HEAVY} if name in sys.modules])); sys.exit(code)"
     )
     return subprocess.run(
@@ -67,7 +71,7 @@ def test_no_answer_imports_torch(words, code, tmp_path):
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(words)
+    code = main(words)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -79,18 +83,18 @@ def test_help_shows_every_group_with_every_choice_and_six_examples(capsys):
     for group in CHOICES.groups():
         assert group in words
         assert set(CHOICES.options(group)) <= set(words)
-    assert len(cli.EXAMPLES) == 6
-    assert all(command in out for command, _ in cli.EXAMPLES)
-    assert all(verb in words for verb in cli.VERBS)
+    assert len(EXAMPLES) == 6
+    assert all(command in out for command, _ in EXAMPLES)
+    assert all(verb in words for verb, command in COMMANDS.items() if command.help)
     assert max(map(len, out.splitlines())) <= 110
 
 
 def test_the_examples_compose():
-    from cnn_train.config import compose
-    from cnn_train.sweep import plan
+    from cnn_train.config.compose import compose
+    from cnn_train.sweep.plan import plan
 
-    for command, _ in cli.EXAMPLES:
-        line = cli.split(command.split()[1:])
+    for command, _ in EXAMPLES:
+        line = split(command.split()[1:], COMMANDS)
         if line.verb == "train":
             plan(line.overrides) if "--multirun" in line.flags else compose(line.overrides)
 
@@ -98,9 +102,8 @@ def test_the_examples_compose():
 def test_every_verb_has_a_function():
     import importlib
 
-    for verb in cli.VERBS.values():
-        module, _, function = verb.function.partition(":")
-        assert callable(getattr(importlib.import_module(module), function))
+    for command in COMMANDS.values():
+        assert callable(importlib.import_module(f"cnn_train.commands.{command.module}").run)
 
 
 def test_list(capsys):
@@ -116,7 +119,7 @@ def test_list(capsys):
 def test_cfg_prints_yaml_that_loads_again(capsys):
     from omegaconf import OmegaConf
 
-    from cnn_train.config import compose
+    from cnn_train.config.compose import compose
 
     code, out, err = run(capsys, "norm=gn", "--cfg", "job")
     assert (code, err) == (0, "")
@@ -211,7 +214,7 @@ def fail_with(error: BaseException):
     ids=repr,
 )
 def test_exit_codes(capsys, error, code):
-    assert cli.guarded(fail_with(error)) == code
+    assert guarded(fail_with(error)) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -220,7 +223,7 @@ def test_a_bug_leaves_a_traceback_in_a_file_without_local_variables(capsys, tmp_
         secret = "hunter" + str(1 + 1)
         raise RuntimeError("several\nlines" if secret else "")
 
-    assert cli.guarded(run, folder=tmp_path) == 1
+    assert guarded(run, folder=tmp_path) == 1
     assert capsys.readouterr().err == (
         f"error: unexpected RuntimeError: several\n  traceback: {tmp_path / 'log.txt'}\n"
     )
@@ -229,10 +232,10 @@ def test_a_bug_leaves_a_traceback_in_a_file_without_local_variables(capsys, tmp_
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):
-    assert cli.guarded(fail_with(ConfigError("x")), debug=True) == 2
+    assert guarded(fail_with(ConfigError("x")), debug=True) == 2
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("CNN_TRAIN_DEBUG", "1")
-    cli.guarded(fail_with(ConfigError("x")))
+    guarded(fail_with(ConfigError("x")))
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -243,16 +246,16 @@ def test_colours_only_on_a_terminal_that_wants_them(monkeypatch):
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert cli.Paint(Terminal())("x", "1") == "\x1b[1mx\x1b[0m"
-    assert cli.Paint(object())("x", "1") == "x"
+    assert Paint(Terminal())("x", "1") == "\x1b[1mx\x1b[0m"
+    assert Paint(object())("x", "1") == "x"
     monkeypatch.setenv("TERM", "dumb")
-    assert cli.Paint(Terminal())("x", "1") == "x"
+    assert Paint(Terminal())("x", "1") == "x"
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert cli.Paint(Terminal())("x", "1") == "x"
+    assert Paint(Terminal())("x", "1") == "x"
 
 
 def test_a_closed_pipe_is_no_error():
-    script = f"{sys.executable} -m cnn_train.cli list model | head -n 1"
+    script = f"{sys.executable} -m cnn_train list model | head -n 1"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert result.stderr == "" and result.stdout.count("\n") == 1

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from cnn_train.choices import Choices
-from cnn_train.cli import FLAGS, VERBS
-from cnn_train.completion import candidates
-from cnn_train.config import compose, leaves
+from cnn_train.cli.line import FLAGS
+from cnn_train.commands import COMMANDS
+from cnn_train.commands.completion import candidates
+from cnn_train.config.choices import Choices
+from cnn_train.config.compose import compose
+from cnn_train.config.overrides import leaves
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for flag in FLAGS for name in flag.names]
 
 
 def complete(line: str) -> list[str]:
-    return candidates(line, VERBS, NAMES)
+    return candidates(line, COMMANDS, NAMES)
 
 
 def test_verbs_groups_and_settings_begin_a_line():
     found = complete("cnn-train ")
-    assert set(VERBS) <= set(found)
+    assert set(COMMANDS) <= set(found)
     assert {"model=", "norm=", "seed=", "output_dir="} <= set(found)
     assert complete("cnn-train tr") == ["train", "trainer="]
     assert "train" not in complete("cnn-train train ")
@@ -70,7 +72,7 @@ def test_an_open_quote_is_no_error():
 )
 def test_bash_completes_what_stands_after_the_equals_sign(line, expected):
     script = f"""
-        cnn-train() {{ "{sys.executable}" -m cnn_train.cli "$@"; }}
+        cnn-train() {{ "{sys.executable}" -m cnn_train "$@"; }}
         eval "$(cnn-train -sc install=bash)"
         COMP_WORDBREAKS=$' \\t\\n"\\'><=;|&(:' COMP_LINE="{line}" COMP_POINT={len(line)}
         _cnn_train
@@ -83,7 +85,7 @@ def test_bash_completes_what_stands_after_the_equals_sign(line, expected):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_install_and_uninstall_print_a_script(shell, capsys):
-    from cnn_train.cli import main
+    from cnn_train.__main__ import main
 
     assert main(["-sc", f"install={shell}"]) == 0
     assert f"query={shell}" in capsys.readouterr().out

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from cnn_train import sweep
-from cnn_train.choices import Choices
-from cnn_train.config import compose, load
+from cnn_train.config.choices import Choices
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
+from cnn_train.sweep import local
+from cnn_train.sweep.local import slots
+from cnn_train.sweep.plan import expand
+from cnn_train.sweep.progress import duration, last_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +59,7 @@ def worker(tmp_path: Path) -> list[str]:
 
 
 def run(worker: list[str], tmp_path: Path, *overrides: str) -> tuple[int, Path]:
-    code = sweep.run([*overrides, f"output_dir={tmp_path / 'out'}"], worker=worker)
+    code = local.run([*overrides, f"output_dir={tmp_path / 'out'}"], worker=worker)
     (folder,) = (tmp_path / "out" / "sweeps").iterdir()
     return code, folder
 
@@ -65,7 +69,7 @@ def record(folder: Path) -> list[dict]:
 
 
 def changes(*overrides: str) -> list[str]:
-    return [" ".join(changed) for changed, _ in sweep.expand(overrides, Choices.find())]
+    return [" ".join(changed) for changed, _ in expand(overrides, Choices.find())]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_expansion_refuses_what_has_no_list_of_values():
 
 def test_every_combination_is_checked_before_any_starts(worker, tmp_path):
     with pytest.raises(ConfigError, match="no norm 'gx'") as caught:
-        sweep.run(["norm=bn,gx", f"output_dir={tmp_path / 'out'}"], worker=worker)
+        local.run(["norm=bn,gx", f"output_dir={tmp_path / 'out'}"], worker=worker)
     assert caught.value.__notes__[-1] == "in job 1: norm=gx"
     assert not (tmp_path / "out").exists()
 
@@ -159,13 +163,13 @@ def test_jobs_share_the_cores_and_take_one_gpu_each(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    assert sweep.slots([compose()]) == [threads] * 4
-    assert len(sweep.slots([compose(["sweep.jobs=3"])])) == 3
+    assert slots([compose()]) == [threads] * 4
+    assert len(slots([compose(["sweep.jobs=3"])])) == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert sweep.slots([compose()]) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in sweep.slots([compose(["sweep.jobs=3"])])] == ["2", "5", "2"]
-    assert sweep.slots([compose(["trainer=cpu"])]) == [threads] * 4
-    assert sweep.slots([compose(["trainer=ddp"])]) == [{}], "a job on several devices has the machine to itself"
+    assert slots([compose()]) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots([compose(["sweep.jobs=3"])])] == ["2", "5", "2"]
+    assert slots([compose(["trainer=cpu"])]) == [threads] * 4
+    assert slots([compose(["trainer=ddp"])]) == [{}], "a job on several devices has the machine to itself"
 
 
 def test_the_live_display_draws_running_jobs(worker, tmp_path, capsys):
@@ -177,13 +181,13 @@ def test_the_live_display_draws_running_jobs(worker, tmp_path, capsys):
 def test_last_line_prefers_the_error_and_strips_escape_codes(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("error: first\nerror: \x1b[31msecond\x1b[0m\n  try: this\n\n")
-    assert sweep.last_line(log, "error:") == "error: second"
-    assert sweep.last_line(log) == "try: this"
-    assert sweep.last_line(tmp_path / "absent") == ""
+    assert last_line(log, "error:") == "error: second"
+    assert last_line(log) == "try: this"
+    assert last_line(tmp_path / "absent") == ""
 
 
 def test_durations():
-    assert [sweep.duration(s) for s in (0.4, 59.7, 61, 3660)] == ["0s", "1m00s", "1m01s", "1h01m"]
+    assert [duration(s) for s in (0.4, 59.7, 61, 3660)] == ["0s", "1m00s", "1m01s", "1h01m"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -191,8 +195,9 @@ def test_a_signal_lets_every_job_save_and_leaves_none_behind(worker, tmp_path, n
     overrides = ["seed=10,11", "trainer=cpu", "sweep.jobs=1", f"output_dir={tmp_path / 'out'}"]
     script = f"""
 import sys
-from cnn_train import cli, sweep
-sys.exit(cli.guarded(lambda: sweep.run({overrides!r}, worker={worker!r})))
+from cnn_train.cli.guard import guarded
+from cnn_train.sweep import local
+sys.exit(guarded(lambda: local.run({overrides!r}, worker={worker!r})))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -216,7 +221,7 @@ sys.exit(cli.guarded(lambda: sweep.run({overrides!r}, worker={worker!r})))
 
 @pytest.mark.slow
 def test_a_real_sweep_through_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "cnn_train.cli", "-m", "act=relu,tanh", "trainer=cpu"]
+    command = [sys.executable, "-m", "cnn_train", "-m", "act=relu,tanh", "trainer=cpu"]
     command += ["trainer.max_epochs=1", f"output_dir={tmp_path}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -7,12 +7,12 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_report_runs import NORMS, RATES, SEEDS, write_grid, write_run
 
+from cnn_train.cli.line import Line
 from cnn_train.commands import compare as command
 from cnn_train.errors import ConfigError
 from cnn_train.report import runs, settings, tables
@@ -28,7 +28,7 @@ def metrics_of(folder):
 
 
 def compare(folder, **options):
-    line = SimpleNamespace(words=[str(folder)], overrides=[f"{name}={value}" for name, value in options.items()])
+    line = Line(words=[str(folder)], overrides=[f"{name}={value}" for name, value in options.items()])
     return command.run(line)
 
 
@@ -168,7 +168,7 @@ def test_bad_input_is_one_line(grid, options, message):
 
 def test_compare_needs_a_folder():
     with pytest.raises(ConfigError, match="compare needs the folders of runs or sweeps"):
-        command.run(SimpleNamespace(words=[], overrides=[]))
+        command.run(Line(words=[], overrides=[]))
 
 
 def test_names_are_escaped_in_markdown_and_latex(tmp_path):
@@ -200,7 +200,7 @@ def test_more_than_usual_is_better_where_the_config_says_so(tmp_path):
 def test_reading_needs_no_torch():
     code = """
 import sys, cnn_train.commands.compare, cnn_train.commands.report
-print({"torch", "lightning", "scipy", "hydra"} & set(sys.modules))
+print({"torch", "lightning", "numpy", "hydra"} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -6,19 +6,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cnn_train.choices import GROUPS, Choices, nearest
-from cnn_train.config import (
-    RunConfig,
-    build,
-    build_layers,
-    check_targets,
-    compose,
-    leaves,
-    load,
-    save,
-)
+from cnn_train.config.build import build, build_layers
+from cnn_train.config.choices import GROUPS, Choices, nearest
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load, save
+from cnn_train.config.overrides import leaves
+from cnn_train.config.schema import RunConfig
+from cnn_train.config.signatures import NoSuchTarget, kinds, signature
+from cnn_train.config.targets import check_targets
 from cnn_train.errors import ConfigError
-from cnn_train.signatures import NoSuchTarget, kinds, signature
 
 CHOICES = Choices.find()
 SHIPPED = [(group, option) for group in CHOICES.groups() for option in CHOICES.options(group)]
@@ -288,10 +284,10 @@ ATTACKS = [
     "lightning.pytorch.LightningModule.load_from_checkpoint",
     "hydra.utils.instantiate",
     "hydra.utils.get_method",
-    "cnn_train.config.build",
-    "cnn_train.train.train",
-    "cnn_train.cli.main",
-    "cnn_train.run_folder.write_text",
+    "cnn_train.config.build.build",
+    "cnn_train.experiment.train.train",
+    "cnn_train.__main__.main",
+    "cnn_train.atomic.write_text",
     "cnn_train.data.digits.torch.load",
     "cnn_train.models.classification.lenet.nn.Module.load_state_dict",
     "cnn_train.layers.factory.__init__",

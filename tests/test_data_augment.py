@@ -263,7 +263,8 @@ def test_stages_split_at_the_first_batch_augmentation():
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_choice_of_the_config_builds_and_runs(path, channels):
-    from cnn_train.config import build, compose
+    from cnn_train.config.build import build
+    from cnn_train.config.compose import compose
 
     augment = build(compose([f"augment={path.stem}"]).augment)
     if augment is None or (channels == 1 and path.stem in ("lighting", "imagenet")):

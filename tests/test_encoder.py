@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnn_train.checkpoint import fold, load_weights
 from cnn_train.errors import ConfigError
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import FrozenBatchNorm
@@ -17,6 +16,7 @@ from cnn_train.models.encoder import Encoder, make_encoder
 from cnn_train.models.segmentation.deeplab_v3 import deeplabv3
 from cnn_train.models.segmentation.fcn import fcn16s
 from cnn_train.models.segmentation.unet import unet, unet_encoder
+from cnn_train.models.weights import fold, load_weights
 
 
 class Plain(nn.Module):

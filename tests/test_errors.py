@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_train import cli
+from cnn_train.__main__ import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TINY = "trainer.max_epochs=1 trainer.limit_batches=2 trainer.progress=none logger=none"
@@ -77,9 +77,9 @@ def unwritable() -> None:
 def finished_run(*overrides: str) -> None:
     from omegaconf import OmegaConf
 
-    from cnn_train.config import compose
-    from cnn_train.run_folder import describe
-    from cnn_train.train import train
+    from cnn_train.config.compose import compose
+    from cnn_train.experiment.train import train
+    from cnn_train.runs.folder import describe
 
     folder = Path("outputs/mine")
     folder.mkdir(parents=True)
@@ -181,7 +181,7 @@ SITUATIONS = [
     Situation("Interrupted", TINY, 130, "cnn-train resume", patched=patched(interrupting(signal.SIGINT))),
     Situation("Terminated", TINY, 143, "cnn-train resume", patched=patched(interrupting(signal.SIGTERM))),
     Situation("A mistake of ours", "", 1, "traceback:",
-              patched=patched(mock.patch("cnn_train.cli.train", raising(IndexError("list index out of range"))))),
+              patched=patched(mock.patch("cnn_train.commands.train.run", raising(IndexError("index out of range"))))),
 ]  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def run(situation: Situation) -> tuple[int, str]:
     situation.given()
     err = StringIO()
     with situation.patched(), redirect_stderr(err), redirect_stdout(StringIO()):
-        code = cli.main(situation.command.split())
+        code = main(situation.command.split())
     return code, err.getvalue()
 
 
@@ -254,7 +254,7 @@ def test_the_traceback_is_in_the_runs_log_and_shown_on_demand(switch, tmp_path, 
     if "=" in switch:
         monkeypatch.setenv(*switch.split("="))
     words = [*TINY.split(), "monitor=val/nothing", *([switch] if switch.startswith("--") else [])]
-    assert cli.main(words) == 2
+    assert main(words) == 2
     (folder,) = Path("outputs/lenet5").iterdir()
     assert "Traceback" in (folder / "log.txt").read_text()
     assert ("Traceback" in capsys.readouterr().err) == bool(switch)

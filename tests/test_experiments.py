@@ -8,9 +8,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cnn_train import experiment
-from cnn_train.choices import Choices
-from cnn_train.config import build, compose
+from cnn_train.config.build import build
+from cnn_train.config.choices import Choices
+from cnn_train.config.compose import compose
+from cnn_train.experiment.build import build_task
+from cnn_train.experiment.network import build_network_and_data
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = Choices.find().options("experiment")
@@ -77,8 +79,8 @@ def first_step(name: str) -> None:
         "image_size=null",
     ]
     cfg = compose([f"experiment={name}", "trainer=cpu", *small])
-    network, batches = experiment.build_network_and_data(cfg)
-    task = experiment.build_task(cfg, network, batches)
+    network, batches = build_network_and_data(cfg)
+    task = build_task(cfg, network, batches)
     optimizer = task.configure_optimizers()
     batch = next(batches.train_batches(0, device=torch.device("cpu")))
     before = [p.detach().clone() for p in network.parameters()]

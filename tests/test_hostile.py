@@ -21,10 +21,14 @@ from kills import OPTIONS, prepare
 from packaging.requirements import Requirement
 from PIL import Image
 
-from cnn_train import checkpoint, cli, run_folder
-from cnn_train.config import compose, load
+from cnn_train.__main__ import main
+from cnn_train.cli.guard import guarded
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
 from cnn_train.data.files import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
+from cnn_train.runs import checkpoint, secrets
+from cnn_train.runs import folder as run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 def call(*words: str) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = cli.main(words)
+        code = main(words)
     return code, err.getvalue()
 
 
@@ -79,8 +83,8 @@ def check_line(words: list[str]) -> None:
     """A run that would start ends right there."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("cnn_train.train.train", lambda *arguments, **options: {})
-        patch.setattr("cnn_train.sweep.run", lambda *arguments, **options: 0)
+        patch.setattr("cnn_train.experiment.train.train", lambda *arguments, **options: {})
+        patch.setattr("cnn_train.sweep.local.run", lambda *arguments, **options: 0)
         code, err = call(*words)
         assert code in (0, 2), (words, code, err)
         assert "Traceback" not in err and err.count("\n") <= 6, (words, err)
@@ -119,7 +123,7 @@ def check_yaml(text: str) -> None:
         (Path(folder) / "config.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
         code, err = None, io.StringIO()
         with redirect_stderr(err):
-            code = cli.guarded(lambda: load(folder) and None)
+            code = guarded(lambda: load(folder) and None)
         assert code in (0, 2), (code, err.getvalue())
         assert "Traceback" not in err.getvalue() and err.getvalue().count("\n") <= 6
 
@@ -307,7 +311,7 @@ def test_no_secret_reaches_the_run_folder(secret, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cnn-train", f"weights={secret}", "name=from-the-environment-42"])
     cfg = compose([*OPTIONS, "name=from-the-environment-42", f"monitor='{secret}'", f"output_dir={tmp_path}"])
     with pytest.raises(UserError):
-        from cnn_train.train import train
+        from cnn_train.experiment.train import train
 
         train(cfg, _made(tmp_path / "run"))
     run_folder.describe(tmp_path / "run", __import__("omegaconf").OmegaConf.to_yaml(cfg), run_folder.command_line())
@@ -337,7 +341,7 @@ def _made(folder: Path) -> Path:
     ],
 )
 def test_what_is_masked(text, masked):
-    assert run_folder.mask(text) == masked
+    assert secrets.mask(text) == masked
 
 
 def test_ten_runs_started_at_once_have_ten_folders(tmp_path):
@@ -364,7 +368,7 @@ def test_ten_runs_started_at_once_have_ten_results(tmp_path):
     words = [*OPTIONS, f"output_dir={tmp_path}", "trainer.max_epochs=1"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "cnn_train.cli", *words],
+            [sys.executable, "-m", "cnn_train", *words],
             stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
         for _ in range(10)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cnn_train import cli
+from cnn_train.__main__ import main
 from cnn_train.analysis import trace
 from cnn_train.analysis.shapes import Arithmetic
-from cnn_train.callbacks.health import Health
-from cnn_train.config import build, compose, load
+from cnn_train.cli.line import split
+from cnn_train.config.build import build
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
 from cnn_train.inspect_network import describe, optimizer_slots, read_options, stages
 from cnn_train.inspect_pictures import deconvnet, excitations, grad_cam, trained
+from cnn_train.training.callbacks.health import Health
 
 CONF = Path(__file__).parent.parent / "conf"
 
 
 def inspect(capsys: pytest.CaptureFixture, *words: str) -> str:
-    code = cli.main(["inspect", *words])
+    code = main(["inspect", *words])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     return captured.out
@@ -159,22 +163,22 @@ def test_no_weights_are_allocated(init):
 )
 def test_options_are_checked(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_options(cli.split(["inspect", *words]))
+        read_options(split(["inspect", *words]))
 
 
 def test_advice_is_a_command_of_this_verb(capsys):
-    assert cli.main(["inspect", "vgg166", "norm=gn"]) == 2
+    assert main(["inspect", "vgg166", "norm=gn"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect model=vgg16 norm=gn"
 
 
 def test_too_small_images_are_one_line(capsys):
-    assert cli.main(["inspect", "vgg16", "input_size=8"]) == 2
+    assert main(["inspect", "vgg16", "input_size=8"]) == 2
     assert "features.23" in capsys.readouterr().err
 
 
 def test_starts_without_the_heavy_libraries():
     code = (
-        "import sys; from cnn_train import cli; cli.main(['inspect', 'resnet18', 'depth=1']); "
+        "import sys; from cnn_train import cli; main(['inspect', 'resnet18', 'depth=1']); "
         "print([m for m in ('lightning', 'torchvision', 'torch._dynamo', 'sympy', 'sklearn') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -299,16 +303,15 @@ def test_gridding_of_ones_own_network_is_a_percentage_and_a_picture(own_model, c
 
 
 def test_pictures_are_whole_or_not_there(tmp_path, capsys, monkeypatch):
-    from cnn_train import run_folder
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "replace", full)
-    assert cli.main(["inspect", "lenet5", f"pictures={tmp_path / 'pictures'}", "samples=1"]) == 4
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["inspect", "lenet5", f"pictures={tmp_path / 'pictures'}", "samples=1"]) == 4
     assert "No space left" in capsys.readouterr().err and not list((tmp_path / "pictures").iterdir())
     (tmp_path / "file").touch()
-    assert cli.main(["inspect", "lenet5", f"pictures={tmp_path / 'file'}"]) == 4
+    assert main(["inspect", "lenet5", f"pictures={tmp_path / 'file'}"]) == 4
 
 
 def test_a_decoders_stages_go_up_again():
@@ -392,7 +395,7 @@ def test_health_tells_the_drift_between_epochs():
 
 
 def test_training_is_the_same_with_health_and_its_weights_are_looked_at(tmp_path: Path, capsys):
-    from cnn_train.train import train
+    from cnn_train.experiment.train import train
 
     weights = []
     for every in ("null", "2"):

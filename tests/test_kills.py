@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kills import begin, difference, end, leftovers, prepare, temporary_directory, unreadable, whole
 
-from cnn_train import checkpoint
+from cnn_train.runs import checkpoint
 
 
 def kill_and_resume(folder: Path, seconds: float, chance: random.Random, most: int) -> int:
@@ -95,7 +95,7 @@ def test_resume_from_every_step(tmp_path):
         folder = prepare(tmp_path / str(step), *options)
 
         def kill_at(step: int = step) -> None:
-            from cnn_train.callbacks.checkpoints import Checkpoints
+            from cnn_train.training.callbacks.checkpoints import Checkpoints
 
             on_step = Checkpoints.on_step
 
@@ -183,7 +183,7 @@ def test_slurm_is_asked_to_start_the_job_again(tmp_path, monkeypatch):
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    from cnn_train.callbacks.checkpoints import Stopped
+    from cnn_train.training.callbacks.checkpoints import Stopped
 
     stop = Stopped(signal.SIGUSR1, tmp_path / "run" / "last.ckpt", 7)
     assert stop.exit_code == 138

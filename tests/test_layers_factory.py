@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnn_train.config import build_layers, compose
+from cnn_train.config.build import build_layers
+from cnn_train.config.compose import compose
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import BasicConv2d, ConvNormAct, SeparableConv2d, SqueezeExcitation
 from cnn_train.layers.norm import GroupNorm, WSConv2d

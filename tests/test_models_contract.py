@@ -16,7 +16,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from cnn_train.config import build, build_layers, compose
+from cnn_train.config.build import build, build_layers
+from cnn_train.config.compose import compose
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import NORMS, WSConv2d
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.layers.norm import FrozenBatchNorm, GroupNorm, LocalResponseNorm, SwitchableNorm
-from cnn_train.tasks.optim import EMA, LARS, Adam, Momentum, faster_decoder, parameter_groups
+from cnn_train.training.optim import EMA, LARS, Adam, Momentum, faster_decoder, parameter_groups
 
 LR, M, WD = 0.1, 0.9, 0.01
 GRADIENTS = ([0.5, -2.0, 1e-3], [0.25, 1.0, -4.0], [-1.0, 0.0, 2.0])
@@ -344,8 +344,9 @@ def test_what_is_not_the_encoder_learns_faster(weight_decay):
 
 
 def test_the_configs_settings_reach_the_groups():
-    from cnn_train.config import compose
-    from cnn_train.experiment import build_network_and_data, build_task
+    from cnn_train.config.compose import compose
+    from cnn_train.experiment.build import build_task
+    from cnn_train.experiment.network import build_network_and_data
 
     settings = ["model=pspnet", "model.encoder=resnet18", "model.encoder_options={widths:[4,4,8,8]}", "model.aux=false"]
     settings += ["data.num_train=16", "data.num_val=2", "data.num_test=2", "optimizer=momentum", "optimizer.lr=0.1"]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from kills import leftovers, prepare
 
-from cnn_train import checkpoint, processes
 from cnn_train.errors import EnvError
-from cnn_train.signals import Interrupted
+from cnn_train.experiment import processes
+from cnn_train.runs import checkpoint
+from cnn_train.runs.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=3", "norm=gn")
@@ -42,7 +43,7 @@ def test_the_error_that_the_others_follow_from_is_told(codes, errors, kind, code
 
 def start(folder: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "cnn_train.worker", str(folder), *words],
+        [sys.executable, "-m", "cnn_train", "worker", str(folder), *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip

@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import time
 from html.parser import HTMLParser
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from test_report_runs import NORMS, RATES, write_grid, write_run
 
+from cnn_train.cli.line import Line
 from cnn_train.commands import report as command
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.report import answer, page, runs
@@ -92,7 +92,7 @@ def grid(tmp_path_factory):
 def written(grid):
     """The page's text and the seconds that it took."""
     start = time.process_time()
-    assert command.run(SimpleNamespace(words=[str(grid)], overrides=[])) == 0
+    assert command.run(Line(words=[str(grid)], overrides=[])) == 0
     return (grid / "report.html").read_text(), time.process_time() - start
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from kills import OPTIONS, difference, prepare
 
-from cnn_train import checkpoint, cli, experiment
-from cnn_train.callbacks.callback import Callback
-from cnn_train.config import compose, load
-from cnn_train.train import train
+from cnn_train.__main__ import main
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
+from cnn_train.experiment.build import build_callbacks
+from cnn_train.experiment.train import train
+from cnn_train.runs import checkpoint
+from cnn_train.training.callbacks.callback import Callback
 
 SHORT = ["trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none", "trainer.log_every=1"]
 
@@ -55,7 +58,7 @@ def test_the_schedule_of_a_longer_run(two_epochs, tmp_path, capsys):
     }
     for policy, rates in expected.items():
         folder = copy(two_epochs, tmp_path / policy)
-        assert cli.main(["resume", str(folder), "trainer.max_epochs=4", f"schedule={policy}"]) == 0
+        assert main(["resume", str(folder), "trainer.max_epochs=4", f"schedule={policy}"]) == 0
         assert learning_rates(folder) == pytest.approx(rates)
         assert "trainer.max_epochs  2 -> 4\n" in capsys.readouterr().err
 
@@ -72,7 +75,7 @@ def test_the_schedule_of_a_longer_run(two_epochs, tmp_path, capsys):
     ],
 )
 def test_what_may_not_change(two_epochs, tmp_path, capsys, word, code, says):
-    assert cli.main(["resume", str(copy(two_epochs, tmp_path / "a")), word]) == code
+    assert main(["resume", str(copy(two_epochs, tmp_path / "a")), word]) == code
     assert says in capsys.readouterr().err
 
 
@@ -90,14 +93,14 @@ class Killer(Callback):
 
 
 def killed(patch: pytest.MonkeyPatch, step: int) -> None:
-    build = experiment.build_callbacks
+    build = build_callbacks
 
     def with_killer(cfg, task, folder):
         callbacks = build(cfg, task, folder)
         task.callbacks.append(Killer(step))
         return callbacks
 
-    patch.setattr(experiment, "build_callbacks", with_killer)
+    patch.setattr("cnn_train.experiment.build.build_callbacks", with_killer)
 
 
 def test_resume_auto_goes_on_with_the_same_config_or_begins(tmp_path, monkeypatch):
@@ -105,22 +108,22 @@ def test_resume_auto_goes_on_with_the_same_config_or_begins(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         killed(patch, 5)
         with pytest.raises(Kill):
-            cli.main(words)
-    assert cli.main([*words, "seed=1"]) == 0, "another config is another run"
+            main(words)
+    assert main([*words, "seed=1"]) == 0, "another config is another run"
     assert len(list(tmp_path.glob("lenet5/*"))) == 2
-    assert cli.main(words) == 0
+    assert main(words) == 0
     assert len(list(tmp_path.glob("lenet5/*"))) == 2, "the killed run went on"
-    assert cli.main(words) == 0
+    assert main(words) == 0
     assert len(list(tmp_path.glob("lenet5/*"))) == 3, "a finished run is not gone on with"
 
 
 def test_a_run_killed_in_its_last_evaluation_gets_its_results(tmp_path, monkeypatch):
     undisturbed = started(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "evaluate_best", lambda *arguments: (_ for _ in ()).throw(Kill()))
+        patch.setattr("cnn_train.experiment.results.evaluate_best", lambda *arguments: (_ for _ in ()).throw(Kill()))
         with pytest.raises(Kill):
             started(tmp_path / "b")
-    assert cli.main(["resume", str(tmp_path / "b")]) == 0
+    assert main(["resume", str(tmp_path / "b")]) == 0
     assert difference(tmp_path / "b", undisturbed) == ""
 
 
@@ -131,7 +134,7 @@ def test_early_stopping_counts_on_after_a_resume(tmp_path, monkeypatch):
         killed(patch, 10)
         with pytest.raises(Kill):
             started(tmp_path / "b", *options)
-    assert cli.main(["resume", str(tmp_path / "b")]) == 0
+    assert main(["resume", str(tmp_path / "b")]) == 0
     assert difference(tmp_path / "b", undisturbed) == ""
     assert len(learning_rates(tmp_path / "b")) == 4
 
@@ -152,7 +155,7 @@ def test_the_curve_of_a_resumed_run_is_that_of_one_run(tmp_path, monkeypatch):
         with pytest.raises(Kill):
             started(tmp_path / "b", *options)
     assert checkpoint.load(tmp_path / "b" / "last.ckpt")["progress"]["step"] == 4
-    assert cli.main(["resume", str(tmp_path / "b")]) == 0
+    assert main(["resume", str(tmp_path / "b")]) == 0
     assert curve(tmp_path / "b") == curve(undisturbed)
 
 
@@ -160,7 +163,7 @@ def test_the_curve_of_a_resumed_run_is_that_of_one_run(tmp_path, monkeypatch):
 
 
 def test_verify_repro_finds_nothing_in_a_run_of_ours(two_epochs, capsys):
-    assert cli.main(["verify-repro", str(two_epochs), "steps=6"]) == 0
+    assert main(["verify-repro", str(two_epochs), "steps=6"]) == 0
     assert "the same bits: 6 steps twice, and from a checkpoint after 3" in capsys.readouterr().out
 
 
@@ -176,7 +179,7 @@ def test_verify_repro_names_the_layer_and_step_that_differ(two_epochs, capsys, m
         return forward(self, x)
 
     monkeypatch.setattr(LeNet5, "forward", noisy)
-    assert cli.main(["verify-repro", str(two_epochs), "steps=6"]) == 1
+    assert main(["verify-repro", str(two_epochs), "steps=6"]) == 1
     out = capsys.readouterr().out
     assert "step 3 the second time: the output of conv2 differs" in out
     assert "repro=strict" in out
@@ -191,14 +194,14 @@ def test_strict_means_deterministic_algorithms(tmp_path):
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            build = experiment.build_callbacks
+            build = build_callbacks
 
             def with_look(cfg, task, folder):
                 callbacks = build(cfg, task, folder)
                 task.callbacks.append(Look())
                 return callbacks
 
-            patch.setattr(experiment, "build_callbacks", with_look)
+            patch.setattr("cnn_train.experiment.build.build_callbacks", with_look)
             train(compose([*OPTIONS, *SHORT, "trainer.max_epochs=1", "repro=strict"]), prepare(tmp_path / "a"))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from cnn_train.tasks.schedule import Constant, Cosine, Exponential, Inverse, OneCycle, Poly, Step
+from cnn_train.training.schedule import Constant, Cosine, Exponential, Inverse, OneCycle, Poly, Step
 
 EPOCHS, PER_EPOCH = 12, 10
 TOTAL = EPOCHS * PER_EPOCH

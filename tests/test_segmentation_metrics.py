@@ -14,17 +14,18 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from cnn_train import cli
-from cnn_train.config import compose
+from cnn_train.__main__ import main
+from cnn_train.config.compose import compose
 from cnn_train.data.segmentation_folder import MaskReader
 from cnn_train.errors import ConfigError, DataError
-from cnn_train.evaluate import evaluate
-from cnn_train.experiment import build_network_and_data, build_task
-from cnn_train.predict import predict
+from cnn_train.experiment.build import build_task
+from cnn_train.experiment.evaluate import evaluate
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.experiment.predict import predict
+from cnn_train.experiment.train import train
 from cnn_train.tasks.inference import labels_of
 from cnn_train.tasks.pictures import palette
 from cnn_train.tasks.segmentation import PixelCounts, boundary_counts
-from cnn_train.train import train
 
 IGNORE = 255
 
@@ -174,7 +175,7 @@ def test_a_search_gives_what_each_evaluation_gives_and_computes_scores_once(run,
     infer = Segmentation.infer
     monkeypatch.setattr(Segmentation, "infer", lambda self, images: calls.append(len(images)) or infer(self, images))
     command = ["eval", str(run), "-m", "postprocess=crf", "postprocess.bi_w=0,4", "postprocess.iterations=2"]
-    assert cli.main(command) == 0
+    assert main(command) == 0
     assert calls == [5, 5, 2]
     rows = table(run / "eval" / "search.csv")
     assert {row["settings"] for row in rows} == {"postprocess.bi_w=0", "postprocess.bi_w=4"}
@@ -183,13 +184,13 @@ def test_a_search_gives_what_each_evaluation_gives_and_computes_scores_once(run,
         alone = evaluate(run, ["postprocess=crf", "postprocess.iterations=2", row["settings"]], "val")
         del alone["val/loss"]  # of the scores
         assert {name: float(row[name]) for name in alone} == pytest.approx(alone, rel=1e-12)
-    assert cli.main(["eval", str(run), "-m", "inference.flip=true,false"]) == 2
+    assert main(["eval", str(run), "-m", "inference.flip=true,false"]) == 2
     assert "searches postprocess" in capsys.readouterr().err
 
 
 def test_predictions_are_masks_of_the_images_own_size(run, tmp_path):
     task = build_task(cfg := compose(TINY), *build_network_and_data(cfg))
-    from cnn_train import checkpoint
+    from cnn_train.runs import checkpoint
 
     task.load_for_evaluation(checkpoint.load(run / "best.ckpt"))
     images, _ = task.data.samples("test", range(2), device=torch.device("cpu"))
@@ -230,7 +231,7 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
     random = np.random.default_rng(0)
     for name, size in (("a.png", (8, 8)), ("a.jpg", (30, 20)), ("c.bmp", (32, 32))):
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / "images" / name)
-    assert cli.main(["predict", str(run), str(tmp_path / "images"), "top=3"]) == 0
+    assert main(["predict", str(run), str(tmp_path / "images"), "top=3"]) == 0
     rows = table(run / "predictions" / "predictions.csv")
     assert [Path(row["image"]).name for row in rows] == ["a.jpg", "a.png", "c.bmp"]
     for row in rows:
@@ -256,7 +257,7 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
     ],
 )
 def test_what_is_wrong_is_told(run, capsys, words, code, text):
-    assert cli.main([word.replace("{run}", str(run)) for word in words]) == code
+    assert main([word.replace("{run}", str(run)) for word in words]) == code
     error = capsys.readouterr().err
     assert text in error and "Traceback" not in error
 
@@ -272,7 +273,7 @@ def test_two_processes_measure_the_same_integers(tmp_path):
     settings = [*TINY, "logger=none", "trainer.max_epochs=1", f"output_dir={tmp_path}"]
     train(compose(settings))
     (run,) = (tmp_path / "unet").iterdir()
-    command = [sys.executable, "-m", "cnn_train.cli", "eval", f"run={run}", "trainer.devices=2", "trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "cnn_train", "eval", f"run={run}", "trainer.devices=2", "trainer.strategy=ddp"]
     evaluate(run)
     alone = (run / "eval" / "test" / "per_class.csv").read_text()
     (run / "eval" / "test" / "per_class.csv").unlink()

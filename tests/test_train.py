@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnn_train import checkpoint, run_folder
-from cnn_train.callbacks.callback import Callback
-from cnn_train.config import compose
+from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
-from cnn_train.evaluate import evaluate
-from cnn_train.train import train
+from cnn_train.experiment.evaluate import evaluate
+from cnn_train.experiment.train import train
+from cnn_train.runs import checkpoint
+from cnn_train.runs import folder as run_folder
+from cnn_train.training.callbacks.callback import Callback
 
 SHORT = ["trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none"]
 
@@ -106,9 +107,9 @@ def test_resume_from_any_step_is_exact(tmp_path, monkeypatch, step):
             if task.progress.step == step:
                 raise Kill
 
-    from cnn_train import experiment
+    from cnn_train.experiment.build import build_callbacks
 
-    build = experiment.build_callbacks
+    build = build_callbacks
 
     def with_killer(cfg, task, folder):
         callbacks = build(cfg, task, folder)
@@ -116,7 +117,7 @@ def test_resume_from_any_step_is_exact(tmp_path, monkeypatch, step):
         return callbacks
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "build_callbacks", with_killer)
+        patch.setattr("cnn_train.experiment.build.build_callbacks", with_killer)
         with pytest.raises(Kill):
             run(tmp_path / "b", *options)
     # The state after an epoch's last step is kept with its validation; killed between, that epoch's end is run again.
@@ -145,14 +146,14 @@ def test_accumulation_longer_than_the_epoch_still_steps(tmp_path):
 
 
 def weights_at_start(tmp_path: Path) -> dict[str, torch.Tensor]:
-    from cnn_train.experiment import build_network_and_data
+    from cnn_train.experiment.network import build_network_and_data
 
     return build_network_and_data(compose())[0].state_dict()
 
 
 def test_first_sgd_step_is_the_formula(tmp_path):
     """One step of w - lr * gradient, gradient by hand from the same batch."""
-    from cnn_train.experiment import build_network_and_data
+    from cnn_train.experiment.network import build_network_and_data
 
     options = ["optimizer=sgd", "optimizer.lr=0.1", "scheduler=constant", "optimizer.weight_decay=0"]
     run(tmp_path / "a", *options, "trainer.max_epochs=1", "trainer.limit_batches=1")
@@ -262,7 +263,7 @@ def test_what_does_not_fit_is_told_before_training(tmp_path, overrides, error, t
 
 def test_weights_start_from_another_run(tmp_path):
     run(tmp_path / "a", "logger=none")
-    from cnn_train.experiment import build_network_and_data
+    from cnn_train.experiment.network import build_network_and_data
 
     network, _ = build_network_and_data(compose([f"weights={tmp_path / 'a' / 'last.ckpt'}"]))
     assert_same(network.state_dict(), weights(tmp_path / "a"))
@@ -278,7 +279,7 @@ def test_smoke_passes_and_notices_a_loss_that_does_not_fall(tmp_path, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save_and_exit_honestly(tmp_path, number, code):
-    command = [sys.executable, "-m", "cnn_train.cli", f"output_dir={tmp_path}", "trainer.max_epochs=500", "logger=none"]
+    command = [sys.executable, "-m", "cnn_train", f"output_dir={tmp_path}", "trainer.max_epochs=500", "logger=none"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 90

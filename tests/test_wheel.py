@@ -20,13 +20,13 @@ def test_wheel_trains_from_elsewhere(tmp_path):
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"cnn_train/{name}" for name in shipped} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "conf/", "benchmarks/"))]
-    assert "[console_scripts]\ncnn-train = cnn_train.cli:main" in "".join(
+    assert "[console_scripts]\ncnn-train = cnn_train.__main__:main" in "".join(
         (site / name).read_text() for name in names if name.endswith("entry_points.txt")
     )
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code = "import cnn_train, sys; print(cnn_train.__file__); from cnn_train.cli import main; sys.exit(main())"
+    code = "import cnn_train, sys; print(cnn_train.__file__); from cnn_train.__main__ import main; sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", code, "trainer.fast_dev_run=true", "model=resnet20"],
         cwd=elsewhere,

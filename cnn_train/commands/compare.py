@@ -2,17 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Protocol
 
+from cnn_train.cli.line import Line
 from cnn_train.errors import ConfigError
 from cnn_train.report import runs, settings, tables
-
-
-class Line(Protocol):
-    """The parts of a command line that this command reads."""
-
-    words: list[str]
-    overrides: list[str]
 
 
 def run(line: Line) -> int:

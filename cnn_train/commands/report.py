@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from cnn_train.commands.compare import Line, options
+from cnn_train.atomic import write_text
+from cnn_train.cli.line import Line
+from cnn_train.commands.compare import options
 from cnn_train.errors import ConfigError
-from cnn_train.report import page, runs
-from cnn_train.run_folder import write_text
+from cnn_train.report import runs
 
 
 def run(line: Line) -> int:
@@ -28,6 +29,8 @@ def report(folder: str, output: str | None = None, metric: str | None = None) ->
         raise ConfigError(f"output={path} is a folder; name a file, as output={path / 'report.html'}")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"output={path}: no folder {path.absolute().parent}; make it first")
+    from cnn_train.report import page  # imports numpy
+
     write_text(path, page.render(study, metric))
     for note in study.notes:
         print(note, file=sys.stderr)

@@ -1,6 +1,5 @@
 """Settings: the runs that differ only in their seed, taken together. Which keys differ, which setting is best."""
 
-import difflib
 import math
 import operator
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cnn_train.config.choices import nearest
 from cnn_train.errors import ConfigError
 from cnn_train.report.runs import COSTS, Run
 
@@ -321,6 +321,6 @@ def _same(value: Any, other: str) -> bool:
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that no run has, with the nearest that some have."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, 1)
-    there = f"Did you mean {near[0]}?" if near else f"There are {', '.join(names[:12])}" if names else "There is none"
+    near = nearest(name, names)
+    there = f"Did you mean {near}?" if near else f"There are {', '.join(names[:12])}" if names else "There is none"
     return ConfigError(f"no run has the {kind} {name!r}. {there}")

@@ -16,11 +16,11 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from cnn_train.callbacks.callback import Callback
 from cnn_train.data.data import Batch, Data
 from cnn_train.data.random import seed_generators
-from cnn_train.tasks.optim import EMA, faster_decoder, parameter_groups
 from cnn_train.tasks.pictures import Picture
+from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.optim import EMA, faster_decoder, parameter_groups
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The command line: taken apart, guarded, explained. Imports neither torch nor hydra."""

@@ -1,0 +1,125 @@
+"""Errors and signals as lines on stderr and exit codes."""
+
+import errno
+import os
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cnn_train.errors import EnvError, UserError
+from cnn_train.runs import folder as run_folder
+from cnn_train.runs import signals
+
+
+def guarded(
+    run: Callable[[], int | None],
+    debug: bool = False,
+    folder: Path | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> int:
+    """Call `run`; whatever goes wrong becomes a line or two on stderr, or is given to `tell`, and an exit code.
+
+    0 done, 2 command or config, 3 data, 4 environment, 5 diverged, 1 a bug, 128 + n signal n. The traceback is in the
+    run folder's log.txt; that of a bug before there is a folder is in a temporary file; with `debug` it is shown.
+    """
+    debug = debug or os.environ.get("CNN_TRAIN_DEBUG", "") not in ("", "0")
+    try:
+        with signals.raised():
+            return run() or 0
+    except signals.Interrupted as stop:
+        (tell or show)("\n".join([str(stop), *getattr(stop, "__notes__", ())]))
+        return stop.exit_code
+    except KeyboardInterrupt:  # not in the main thread, where it is Interrupted
+        (tell or show)("stopped")
+        return 130
+    except BrokenPipeError:  # `cnn-train list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, notes, code = explain(error)
+        if code == 1:
+            notes = [f"traceback: {getattr(error, 'logged_in', None) or write_crash(folder)}"]
+        if tell is not None:
+            tell("\n".join([message, *notes]))
+        else:
+            show_error(message, notes)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, Iterable[str], int]:
+    """What to tell of an error, what to try, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), getattr(error, "__notes__", ()), error.exit_code
+    # By name, since this must not import torch: the GPU's memory is the machine's matter, not a bug.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: " + first_line(error), [], EnvError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left to write{where}: {error.strerror}; free some, then resume", [], EnvError.exit_code
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return (
+            f"{error.filename}: {error.strerror}; is it there, and may this user write there?",
+            [],
+            EnvError.exit_code,
+        )
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and not missing.startswith("cnn_train"):
+        package = missing.partition(".")[0]
+        return f"the package {package} is not installed", [f"try: {pip_line(package)}"], EnvError.exit_code
+    return f"unexpected {type(error).__name__}: {first_line(error)}", [], 1
+
+
+def pip_line(package: str) -> str:
+    """How to install a package, as one of our extras where it is one."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        wanted = metadata("cnn-train").get_all("Requires-Dist") or []
+    except PackageNotFoundError:
+        wanted = []
+    for line in wanted:
+        if line.startswith(package) and (extra := re.search(r"extra == ['\"](?!dev)(\w+)['\"]", line)):
+            return f"pip install 'cnn-train[{extra[1]}]'"
+    return f"pip install {package}"
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def write_crash(folder: Path | None) -> Path | str:
+    """Keep the current exception's traceback, without local variables, which may hold secrets."""
+    text = f"{shlex.join(['cnn-train', *sys.argv[1:]])}\n\n{traceback.format_exc()}"
+    try:
+        return run_folder.log(folder or Path(tempfile.mkdtemp(prefix="cnn-train-")), text) or "could not be written"
+    except OSError as error:
+        return f"could not be written: {error.strerror}"
+
+
+def show_error(message: str, notes: Iterable[str] = ()) -> None:
+    paint = Paint(sys.stderr)
+    lines = [paint("error:", "1;31") + " " + " ".join(message.split())]
+    lines += ["  " + note for note in notes]
+    show("\n".join(lines[:6]))
+
+
+def show(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class Paint:
+    """Colours for a stream that is a terminal, unless NO_COLOR or TERM=dumb; otherwise plain text."""
+
+    def __init__(self, stream: object):
+        tty = getattr(stream, "isatty", lambda: False)()
+        self.on = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def __call__(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.on else text

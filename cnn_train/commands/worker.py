@@ -1,0 +1,30 @@
+"""cnn-train worker: train the run whose config.yaml is in a folder, for a sweep or as one of several processes."""
+
+import os
+from pathlib import Path
+
+from cnn_train.cli.guard import guarded
+from cnn_train.cli.line import Line
+from cnn_train.config.load import load
+
+
+def run(line: Line) -> int:
+    """`worker DIR [resume=true]`: the exit code of the run."""
+    from cnn_train.experiment import processes
+
+    folder, resume = Path(line.words[0]), "resume=true" in line.overrides
+
+    def train_run() -> None:
+        from cnn_train.experiment.train import train
+
+        train(load(folder, trusted=True), folder, resume)
+
+    if not processes.is_one_of_several():
+        return guarded(train_run, folder=folder)
+    processes.end_with_parent()
+    return guarded(train_run, folder=folder, tell=lambda text: write(folder, text))
+
+
+def write(folder: Path, text: str) -> None:
+    """Leave the error for the process that started this one: only the first of several is to be seen."""
+    (folder / f".rank{os.environ['LOCAL_RANK']}.error").write_text(text, encoding="utf-8")

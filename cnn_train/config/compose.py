@@ -1,0 +1,163 @@
+"""Configuration: compose conf/ with Hydra's grammar, have it checked (schema.py), build what `_target_` names.
+
+Nothing here imports torch until `build` is called. Every error is a ConfigError of one line; its notes hold the command
+to try.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from cnn_train.config.choices import GROUPS, Choices, nearest
+from cnn_train.config.overrides import apply, line_of, parse, value_of, with_try
+from cnn_train.config.schema import OPEN_GROUPS, RunConfig, check, first_line
+from cnn_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose and check the config of one run from Hydra overrides such as `model=resnet18` or `optimizer.lr=0.1`.
+
+    `config_dir` adds choices of one's own in the same group folders. Raises ConfigError.
+    """
+    choices = Choices.find(config_dir)
+    newest = max(path.stat().st_mtime_ns for folder in choices.dirs for path in folder.rglob("*.yaml"))
+    return _composer(config_dir, newest).compose(overrides)
+
+
+@lru_cache(maxsize=4)
+def _composer(config_dir: str | Path | None, newest: int) -> "Composer":
+    """One composer for as long as no file changes: equal choices are composed once."""
+    return Composer(config_dir)
+
+
+class Composer:
+    """Composes configs from one set of config folders; equal group choices are composed once."""
+
+    def __init__(self, config_dir: str | Path | None = None):
+        self.choices = Choices.find(config_dir)
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str | None]]] = {}
+
+    def compose(self, overrides: Iterable[str] = ()) -> DictConfig:
+        parsed = parse(overrides)
+        for override in parsed:
+            if override.is_sweep_override():
+                raise _error(
+                    f"several values for {override.key_or_group}: {value_of(override)}",
+                    parsed, fix={line_of(override): line_of(override)}, command="cnn-train -m",
+                )  # fmt: skip
+        groups = [override for override in parsed if self.is_group(override)]
+        selected = [self._selection(override, parsed) for override in groups]
+        config, choices = deepcopy(self._compose_groups(tuple(line for line in selected if line)))
+        if config.name is None:
+            config.name = choices["model"]
+        with open_dict(config):
+            config.choices = choices
+        apply(config, [override for override in parsed if override not in groups], parsed)
+        config = _in_order(config)
+        check(config)
+        return config
+
+    def is_group(self, override: Override) -> bool:
+        key = override.key_or_group
+        return key in GROUPS or (bool(re.fullmatch(r"\w+", key)) and bool(self.choices.options(key)))
+
+    def _selection(self, override: Override, parsed: Sequence[Override]) -> str | None:
+        """Check one choice of a group; the line to give to Hydra."""
+        group, value = override.key_or_group, override.value()
+        options = self.choices.options(group)
+        if override.is_delete():
+            hint = " or ".join(f"{group}={o}" for o in options if o in ("none", "paper")) or "another choice"
+            raise ConfigError(f"{line_of(override)}: a group cannot be left out; choose {hint}")
+        if value is None and group in ("experiment", "debug"):
+            return f"{group}=null"
+        name = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, (list, dict)) or name not in options:
+            if "/" in name and (".." in name.split("/") or name.startswith("/")):
+                raise _error(f"{line_of(override)}: a choice is a name in conf/{group}, not a path", parsed)
+            guess = nearest(name, options)
+            meant = f"Did you mean {guess}? " if guess else ""
+            few = ", ".join(options) if len(options) <= 12 else f"{len(options)} choices"
+            name = value_of(override)
+            error = ConfigError(f"no {group} {name!r}. {meant}There are {few}; `cnn-train list {group}` shows them")
+            raise with_try(error, parsed, {line_of(override): f"{group}={guess}"} if guess else None)
+        if override.package:
+            return line_of(override)
+        return f"{group}={name}"
+
+    def _compose_groups(self, selected: tuple[str, ...]) -> tuple[DictConfig, dict[str, str | None]]:
+        if selected not in self._composed:
+            composed = self._hydra("train", selected)
+            choices = {
+                group: composed.hydra.runtime.choices.get(group)
+                for group in GROUPS
+                if group in composed.hydra.runtime.choices
+            }
+            with open_dict(composed):
+                del composed["hydra"]
+            chosen = dict(line.split("=", 1) for line in selected if "@" not in line)
+            self._let_command_line_win(composed, chosen, choices)
+            for group in OPEN_GROUPS:  # a file that holds `null` composes to an empty mapping
+                if group in composed and composed[group] == {}:
+                    composed[group] = None
+            self._composed[selected] = composed, choices
+        return self._composed[selected]
+
+    def _let_command_line_win(self, config: DictConfig, chosen: dict[str, str], choices: dict[str, str | None]) -> None:
+        """Undo a model's or experiment's tuning of a part that the command line has replaced by another.
+
+        `model=deeplabv3 optimizer=sgd` must not get SGD with the learning rate that the model's file gives to Adam.
+        """
+        defaults = self.choices.defaults()
+        for owner in ("model", "experiment"):
+            body = self.choices.body(owner, choices.get(owner))
+            brought = self.choices.brought(owner, choices.get(owner))
+            for group, option in chosen.items():
+                tuned_for = brought.get(group, defaults.get(group))
+                if group == owner or group not in body or "_target_" in body or option == tuned_for:
+                    continue
+                own = self._hydra(f"{group}/{option}", ())
+                if tuned_for in self.choices.inherits(group, option):  # trainer=gpu is trainer=auto and a line more
+                    for key in self.choices.body(group, option).keys() - {"defaults"}:
+                        config[group][key] = own[group][key]
+                else:
+                    config[group] = own[group]
+
+    def _hydra(self, name: str, selected: tuple[str, ...]) -> DictConfig:
+        search = [f"file://{path}" for path in self.choices.dirs[1:]]
+        lines = [*selected]
+        if search:
+            quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in search)
+            lines.append(f"hydra.searchpath=[{quoted}]")
+        try:
+            with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
+                return hydra_compose(name, overrides=lines, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise ConfigError(f"cannot compose {' '.join(selected) or name}: {first_line(error)}") from error
+
+
+def _in_order(config: DictConfig) -> DictConfig:
+    """The same config with its top keys in the order of RunConfig, whatever file each came from."""
+    names = [f.name for f in fields(RunConfig) if f.name in config]
+    names += [str(name) for name in config if name not in names]
+    ordered = OmegaConf.create({name: config._get_node(name) for name in names})
+    OmegaConf.set_struct(ordered, True)
+    return ordered
+
+
+def _error(message: str, parsed: Sequence[Override], **how: Any) -> ConfigError:
+    return with_try(ConfigError(message), parsed, **how)

@@ -1,0 +1,77 @@
+"""Network and data of a config, built together and checked against each other."""
+
+import copy
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from cnn_train.config.build import build, build_layers
+from cnn_train.data.data import Data
+from cnn_train.errors import ConfigError
+from cnn_train.experiment.hardware import num_processes
+from cnn_train.layers.init import lsuv_calibrate
+from cnn_train.models.weights import load_weights
+from cnn_train.runs import checkpoint
+
+
+def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
+    """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
+    data: Data = build(cfg.data)
+    torch.manual_seed(cfg.seed)
+    layers = build_layers(cfg)
+    network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    least = getattr(network, "min_size", 1)
+    if min(data.image_size) < least:
+        if cfg.image_size is not None:
+            got = "x".join(map(str, data.image_size))
+            raise ConfigError(
+                f"{cfg.choices.model} needs images of at least {least}x{least}, got {got}; image_size={least} works"
+            )
+        data = build(cfg.data, image_size=least)
+    check_fit(network, data, cfg)
+    if cfg.weights is not None:
+        load_weights(network, checkpoint.weights(Path(cfg.weights)), Path(cfg.weights))
+    elif layers.needs_images:
+        lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
+    return network, data
+
+
+def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
+    """Send the least that is normalized together in training through the network on the meta device.
+
+    ConfigError if it does not fit.
+    """
+    processes, parts = num_processes(cfg), cfg.trainer.split_batches
+    shares = (1 if cfg.choices.norm == "syncbn" else processes) * (1 if parts == "auto" else parts)
+    full, last = divmod(data.size("train"), data.batch_size)
+    smallest, which = data.batch_size if full else data.size("train"), "a training batch"
+    if processes <= last and not data.drop_last:
+        smallest, which = last, "the last training batch"
+    if shares > 1:
+        smallest, which = max(smallest // shares, 1), f"a part of {which}"
+    model, size = cfg.choices.model, "x".join(map(str, data.image_size))
+    images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
+    try:
+        scores = copy.deepcopy(network).to("meta").train()(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise ConfigError(str(error).splitlines()[0]) from error
+        fewer = "" if parts in (1, "auto") else "trainer.split_batches=1, "
+        raise ConfigError(
+            f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a map "
+            f"of {model} is 1x1; choose {fewer}data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
+        ) from error
+    scores = scores[0] if isinstance(scores, tuple) else scores
+    maps = scores.ndim == 4
+    if maps != (data.task == "segmentation"):
+        kind = "segmentation" if maps else "classification"
+        raise ConfigError(
+            f"{model} is a {kind} network, but data={cfg.choices.data} is for {data.task}; "
+            f"choose another model or data (cnn-train list data)"
+        )

@@ -1,0 +1,1 @@
+"""Run folders: made, found, written and read, with their checkpoints."""

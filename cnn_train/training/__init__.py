@@ -1,0 +1,1 @@
+"""Training: the loop on Lightning, its recipe, and the callbacks that observe it."""

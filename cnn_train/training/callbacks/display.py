@@ -1,0 +1,146 @@
+"""The terminal: a header, one progress line, one line per epoch that stays, a table at the end.
+
+Progress goes to stderr and results to stdout. Where stderr is no terminal there are plain lines: one per epoch, and one
+at least every 30 s.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Task as Row,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from cnn_train.tasks.task import Task
+from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.callbacks.checkpoints import Checkpoints
+
+PLAIN_SECONDS = 30.0
+REDRAW_SECONDS = 0.2
+
+
+def choose(progress: str) -> str:
+    """How to show progress: `auto` is rich on a terminal and plain elsewhere."""
+    if progress != "auto":
+        return progress
+    import os
+
+    return "rich" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+
+
+def header(rows: Mapping[str, str]) -> None:
+    """Print what runs, one aligned line each."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(Text(f"{name:>{width}}  ", style="bold cyan") + Text(value))
+
+
+class Rate(ProgressColumn):
+    """Images per second over the last seconds."""
+
+    def render(self, task: Row) -> Text:
+        rate = task.fields.get("rate", 0.0)
+        return Text(f"{rate:,.0f} img/s" if rate else "", style="cyan")
+
+
+class Display(Callback):
+    """Progress of training over all epochs, and a line that stays for each."""
+
+    def __init__(self, mode: str, checkpoints: Checkpoints):
+        self.mode = mode
+        self.checkpoints = checkpoints
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.started = self.epoch_started = self.shown = time.monotonic()
+        self.images = 0
+        self.bar: Progress | None = None
+
+    def on_step(self, task: Task) -> None:
+        now = time.monotonic()
+        if self.mode == "none" or now - self.shown < (REDRAW_SECONDS if self.mode == "rich" else PLAIN_SECONDS):
+            return
+        progress = task.progress
+        rate = (progress.images - self.images) / (now - self.shown)
+        self.shown, self.images = now, progress.images
+        if self.mode == "rich":
+            self._redraw(task, rate)
+        else:
+            left = (now - self.started) / progress.step * (progress.total_steps - progress.step)
+            self.console.print(
+                f"epoch {progress.epoch + 1}/{task.recipe.max_epochs}  step {progress.step_in_epoch}/"
+                f"{progress.steps_per_epoch}  {rate:,.0f} img/s  {duration(left)} left"
+            )
+
+    def _redraw(self, task: Task, rate: float) -> None:
+        progress = task.progress
+        if self.bar is None:
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), Rate()]
+            columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+            self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
+            self.row = self.bar.add_task("", total=progress.total_steps)
+            self.bar.start()
+        description = f"epoch {progress.epoch + 1}/{task.recipe.max_epochs}"
+        self.bar.update(self.row, completed=progress.step, description=description, rate=rate, refresh=True)
+
+    def on_epoch_end(self, task: Task) -> None:
+        if self.mode == "none":
+            return
+        now = time.monotonic()
+        epoch, last = task.progress.epoch, task.recipe.max_epochs
+        parts = [f"epoch {epoch:>{len(str(last))}}/{last}"]
+        for name, value in task.metrics.items():
+            split, _, metric = name.partition("/")
+            if split == "train" or (split == "val" and task.validated and metric in task.shown_metrics):
+                parts.append(f"{name.replace('/', ' ')} {number(value)}")
+        parts.append(duration(now - self.epoch_started))
+        line = Text("  ".join(parts))
+        if self.checkpoints.best_epoch == epoch:
+            line.append("  best", style="bold green")
+        (self.bar.console if self.bar else self.console).print(line)
+        self.epoch_started = self.shown = now
+        self.images = task.progress.images
+
+    def close(self) -> None:
+        """Take the progress line away; also when training ends by an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def results(title: str, metrics: Mapping[str, float], per_class: Mapping[str, float], per_class_name: str) -> None:
+    """Print the table of final metrics to stdout."""
+    console = Console(highlight=False)
+    table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, number(value))
+    if 0 < len(per_class) <= 30:
+        table.add_section()
+        for name, value in per_class.items():
+            table.add_row(f"{per_class_name} {name}", number(value))
+    console.print(table)
+
+
+def number(value: float) -> str:
+    """Four decimals; powers of ten where there would be none before or too many."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 4.2 s, 3:05, 1:02:07."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,136 @@
+"""Per layer and every so many steps: are units dead or saturated, do gradients and updates have a sane size?
+
+Curves in TensorBoard under `health/`. Hooks exist during such steps only.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnn_train.analysis.statistics import ENDS, RECTIFIERS, firing, moments, saturation, silent
+from cnn_train.tasks.task import Task
+from cnn_train.training.callbacks.callback import Callback
+
+_TINY = 1e-12
+
+
+class Health(Callback):
+    """Logs, of one step in `every`, per layer: share of dead channels (rectifiers), of saturated values (sigmoid, tanh)
+    and of zeros, the gradient's norm and the update's norm by the weight's; per epoch the drift of activations.
+
+    The drift is that between the means of the looked-at steps of an epoch and the one before: of an activation's mean,
+    in its former deviations, and of its deviation, as a share (the internal covariate shift of Ioffe & Szegedy 2015).
+    Of accumulated gradients the last batch's is shown. Reads only: training does not change by a bit.
+    """
+
+    def __init__(self, every: int, activations: bool = True):
+        self.every = every
+        self.activations = activations  # off for a compiled network, which hooks would compile anew
+        self._values: dict[str, Tensor] = {}
+        self._moments: dict[str, list[Tensor]] = defaultdict(list)
+        self._before: dict[str, tuple[float, float]] = {}
+        self._handles: list[Any] = []
+        self._weights: dict[str, Tensor] = {}
+
+    def on_step(self, task: Task) -> None:
+        if self._handles:
+            self._detach()
+            self._log(task)
+        if self._is_next(task) and task.logger is not None and task.trainer.is_global_zero:
+            self._attach(task)
+
+    def on_epoch_end(self, task: Task) -> None:
+        if task.logger is None or not self._moments:
+            return
+        names = list(self._moments)
+        averages = torch.stack([torch.stack(self._moments[name]).mean(0) for name in names]).tolist()
+        drift = {}
+        for name, (mean, deviation) in zip(names, averages, strict=True):
+            if name in self._before:
+                old_mean, old_deviation = self._before[name]
+                drift[f"health/drift_of_mean/{name}"] = (mean - old_mean) / max(old_deviation, _TINY)
+                drift[f"health/drift_of_deviation/{name}"] = deviation / max(old_deviation, _TINY) - 1
+            self._before[name] = (mean, deviation)
+        self._moments.clear()
+        if drift:
+            task.logger.log_metrics(drift, task.progress.step)
+
+    def on_fit_end(self, task: Task) -> None:
+        self._detach()
+        self._weights.clear()
+
+    def _is_next(self, task: Task) -> bool:
+        """Is the next step to be looked at: the first update after `every` steps?"""
+        progress, accumulate = task.progress, task.recipe.accumulate
+        position = progress.step_in_epoch % max(progress.steps_per_epoch, 1)
+        if (position + 1) % accumulate and position + 1 != progress.steps_per_epoch:
+            return False
+        return (progress.step + 1) % self.every < accumulate or self.every <= accumulate
+
+    def _attach(self, task: Task) -> None:
+        self._weights = {name: p.detach().clone() for name, p in _weights(task.network)}
+        scaler = getattr(task.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        for name, parameter in _weights(task.network):
+            self._handles.append(parameter.register_hook(self._gradient(name, scale)))
+        if self.activations:
+            for name, module in task.network.named_modules():
+                if not any(True for _ in module.children()):
+                    self._handles.append(module.register_forward_hook(self._activation(name)))
+        if not self._handles:
+            self._weights.clear()
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _gradient(self, name: str, scale: float) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self._values[f"health/gradient_norm/{name}"] = gradient.detach().norm().float() / scale
+
+        return hook
+
+    def _activation(self, name: str) -> Callable[..., None]:
+        @torch.no_grad()
+        def hook(module: nn.Module, inputs: Any, y: Any) -> None:
+            if not module.training or not isinstance(y, Tensor) or not y.is_floating_point() or y.dim() < 2:
+                return
+            y = y.detach()
+            if isinstance(module, RECTIFIERS):
+                fires = firing(y)
+                self._values[f"health/dead/{name}"] = silent(fires).float().mean()
+                self._values[f"health/sparsity/{name}"] = 1 - fires.mean()
+            if isinstance(module, tuple(ENDS)):
+                self._values[f"health/saturated/{name}"] = saturation(module, y)
+            if _has_weights(module) or isinstance(module, nn.modules.batchnorm._NormBase):
+                self._moments[name].append(torch.stack(moments(y)))
+
+        return hook
+
+    def _log(self, task: Task) -> None:
+        with torch.no_grad():
+            for name, parameter in _weights(task.network):
+                if name in self._weights:
+                    old = self._weights[name]
+                    ratio = (parameter.detach() - old).norm() / old.norm().clamp(min=_TINY)
+                    self._values[f"health/update_to_weight/{name}"] = ratio.float()
+        self._weights.clear()
+        if self._values and task.logger is not None:
+            names = list(self._values)
+            values = torch.stack([self._values[name].reshape(()) for name in names]).tolist()
+            task.logger.log_metrics(dict(zip(names, values, strict=True)), task.progress.step)
+        self._values.clear()
+
+
+def _weights(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Trained weights of two dimensions and more, by layer; biases and norms are left out."""
+    named = ((name, p) for name, p in network.named_parameters() if p.requires_grad and p.dim() > 1)
+    return [(name.removesuffix(".weight").removeprefix("_orig_mod."), p) for name, p in named]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters(recurse=False))
