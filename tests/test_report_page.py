@@ -327,9 +327,7 @@ def test_large_pictures_are_made_smaller_and_others_left_out(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(grid, words, overrides, message):
-    line = SimpleNamespace(
-        words=[w.format(grid=grid) for w in words], overrides=[o.format(grid=grid) for o in overrides]
-    )
+    line = Line(words=[w.format(grid=grid) for w in words], overrides=[o.format(grid=grid) for o in overrides])
     with pytest.raises(ConfigError) as error:
         command.run(line)
     assert str(error.value) == message.format(grid=grid)
