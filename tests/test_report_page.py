@@ -351,7 +351,7 @@ addEventListener("error", (event) => errors.push(String(event.message)));
 addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective + " " + event.blockedURI));
 addEventListener("load", () => setTimeout(() => {
   const input = document.querySelector("#filter input");
-  const rows = () => [...document.querySelectorAll("#ranking tr[data-name]")].filter((row) => row.offsetParent).length;
+  const rows = () => [...document.querySelectorAll("#ranking div.card tr[data-name]")].filter((row) => row.offsetParent).length;
   const before = rows();
   if (input) { input.value = "norm=bn"; input.dispatchEvent(new Event("input")); }
   const charts = [...document.querySelectorAll(".chart svg")].map((svg) => {

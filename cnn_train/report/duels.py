@@ -64,28 +64,35 @@ def load(settings: Sequence[Setting]) -> dict[Run, Predictions]:
     return {run: found for run in runs if (found := predictions(run.folder))}
 
 
-def duel(a: Setting, b: Setting, known: Mapping[Run, Predictions]) -> Duel | None:
-    """Compare two settings on the test samples that both saw; None if no pair of runs shares two samples."""
+def duel(a: Setting, b: Setting, known: Mapping[Run, Predictions], each: bool = True) -> Duel | None:
+    """Compare two settings on the test samples that both saw; None if no pair of runs shares two samples.
+
+    `each` says whether each pair of runs gets an interval of its own, which takes as long as that of their mean.
+    """
     of_a, of_b = ([run for run in setting.done if run in known] for setting in (a, b))
     by_seed = {word(run.seed): run for run in of_b}
     couples = [(run, by_seed[word(run.seed)]) for run in of_a if word(run.seed) in by_seed]
     same_seeds = bool(couples)
     couples = couples or [(one, other) for one in of_a for other in of_b]
     pairs = []
-    gathered: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # of A, of B, pairs that have the sample
     for one, other in couples:
         left, right = known[one], known[other]
         common = [sample for sample in left if sample in right]
         if len(common) < 2:
             continue
         for sample in common:
-            gathered[sample].append((left[sample], right[sample]))
+            total = sums[sample]
+            total[0] += left[sample]
+            total[1] += right[sample]
+            total[2] += 1
         scores = np.array([(left[sample], right[sample]) for sample in common])
-        pairs.append(Pair(one.seed, other.seed, difference(scores[:, 0], scores[:, 1])))
-    if not pairs:
+        if each:
+            pairs.append(Pair(one.seed, other.seed, difference(scores[:, 0], scores[:, 1])))
+    if not sums:
         return None
-    means = np.array([np.mean(scores, axis=0) for scores in gathered.values()])
-    return Duel(a, b, difference(means[:, 0], means[:, 1]), tuple(pairs), same_seeds)
+    totals = np.array(list(sums.values()))
+    return Duel(a, b, difference(totals[:, 0] / totals[:, 2], totals[:, 1] / totals[:, 2]), tuple(pairs), same_seeds)
 
 
 def difference(a: Any, b: Any) -> Difference:

@@ -29,7 +29,7 @@ ROWS = 200  # settings in the large table
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: an anchor, a heading, paragraphs and charts; `note` stands where there is nothing to show."""
+    """A part of the page: an anchor, a heading, paragraphs and charts. One without the last two is not shown."""
 
     anchor: str
     title: str
@@ -68,7 +68,7 @@ def render(study: Study, metric: str | None = None) -> str:
         done=sum(run.done for run in study.runs),
         total=len(study.runs),
         seeds=words.seeds(comparison),
-        answer=words.answer(comparison, shown, next(iter(found), None), sources),
+        answer=words.answer(comparison, shown, next((duel for duel in found if duel.b is known[1]), None), sources),
         table=_table(comparison),
         sections=sections,
         pictures=pictures(known[:PICTURED], comparison),
@@ -76,7 +76,6 @@ def render(study: Study, metric: str | None = None) -> str:
         again=words.again(study),
         environment=environment(study.runs),
         notes=[*study.notes, *comparison.notes],
-        resamples=duels.RESAMPLES,
     )
 
 
@@ -158,12 +157,15 @@ def _costs(comparison: Comparison, metric: str, draw: Draw) -> Section:
 
 
 def against_each(ranked: Sequence[Setting]) -> list[duels.Duel]:
-    """The best setting against each of the others, where they left predictions."""
+    """The best setting against each of the others that left predictions; the first duel shows its pairs of runs."""
     if len(ranked) < 2:
         return []
     known = duels.load(ranked)
-    found = (duels.duel(ranked[0], other, known) for other in ranked[1:])
-    return [duel for duel in found if duel is not None]
+    found: list[duels.Duel] = []
+    for other in ranked[1:]:
+        if (duel := duels.duel(ranked[0], other, known, each=not found)) is not None:
+            found.append(duel)
+    return found
 
 
 def _duels(found: Sequence[duels.Duel], known: Sequence[Setting], draw: Draw) -> Section:
