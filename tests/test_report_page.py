@@ -20,7 +20,7 @@ from test_report_runs import NORMS, RATES, write_grid, write_run
 from cnn_train.cli.line import Line
 from cnn_train.commands import report as command
 from cnn_train.errors import ConfigError, EnvError
-from cnn_train.report import answer, page, runs
+from cnn_train.report import answer, page, runs, settings
 
 pytest.importorskip("vl_convert", reason="the extra report is not installed")
 PIXEL = base64.b64decode(  # one grey pixel, PNG
@@ -295,6 +295,33 @@ def test_runs_without_results_and_single_runs_are_shown_as_what_they_are(tmp_pat
     assert "config.yaml is damaged" in page.render(runs.read([tmp_path / "bad"]))
 
 
+def answered(folder, values):
+    """The answer about runs with these (val/loss, test/acc) of each seed of each setting."""
+    for name, found in values.items():
+        for seed, (loss, acc) in enumerate(found):
+            write_run(folder / f"{name}{seed}", {"norm": name, "seed": seed}, {"val/loss": loss, "test/acc": acc})
+    comparison = settings.compare(runs.read([folder]).runs)
+    return answer.answer(comparison, "test/acc", None, None)
+
+
+def test_only_a_lead_is_settled(tmp_path):
+    far = answered(tmp_path / "far", {"bn": [(0.1, 0.95), (0.1, 0.96)], "gn": [(0.2, 0.8), (0.2, 0.81)]})
+    assert far.verdict == "settled" and far.interval[0] > 0
+    behind = answered(tmp_path / "behind", {"bn": [(0.1, 0.8), (0.1, 0.81)], "gn": [(0.2, 0.95), (0.2, 0.96)]})
+    assert behind.verdict == "not settled" and behind.interval[1] < 0
+    assert "norm=gn has the best test/acc, 0.9550 ± 0.0071 over 2 seeds, but not the best val/loss." in behind.more
+    equal = answered(tmp_path / "equal", {"bn": [(0.1, 0.9), (0.1, 0.9)], "gn": [(0.2, 0.8), (0.2, 0.8)]})
+    assert equal.interval == (pytest.approx(0.1), pytest.approx(0.1)) and equal.verdict == "settled"
+
+
+def test_keys_that_change_together_are_not_told_apart(tmp_path):
+    for i, (norm, rate) in enumerate((("bn", 0.1), ("gn", 0.2), ("bn", 0.1), ("gn", 0.2))):
+        settings_of = {"norm": norm, "optimizer.lr": rate, "seed": i // 2}
+        write_run(tmp_path / str(i), settings_of, {"val/loss": 0.5 + i / 10, "test/acc": 0.9})
+    assert page.render(runs.read([tmp_path]), "val/loss").count("The keys always change together") == 2
+    assert "All 4 runs have the same test/acc." in page.render(runs.read([tmp_path]))
+
+
 def test_the_lines_that_repeat_a_sweep_expand_to_its_runs(tmp_path, grid):
     assert answer.again(runs.read([grid])) == ["cnn-train -m seed=0,1,2 norm=bn,gn,none optimizer.lr=0.1,0.01,0.001"]
     for i, norm in enumerate(("bn", "gn", "bn")):
@@ -351,7 +378,8 @@ addEventListener("error", (event) => errors.push(String(event.message)));
 addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective + " " + event.blockedURI));
 addEventListener("load", () => setTimeout(() => {
   const input = document.querySelector("#filter input");
-  const rows = () => [...document.querySelectorAll("#ranking div.card tr[data-name]")].filter((row) => row.offsetParent).length;
+  const table = [...document.querySelectorAll("#ranking div.card tr[data-name]")];
+  const rows = () => table.filter((row) => row.offsetParent).length;
   const before = rows();
   if (input) { input.value = "norm=bn"; input.dispatchEvent(new Event("input")); }
   const charts = [...document.querySelectorAll(".chart svg")].map((svg) => {

@@ -40,7 +40,7 @@ def answer(comparison: Comparison, metric: str, duel: Duel | None, effects: Effe
     chosen = "" if metric == comparison.objective else f", chosen by {comparison.objective}"
     lead = f"{best.name} is best: {metric} {spoken(best, metric)}{chosen}."
     gap = best.mean(metric) - second.mean(metric)
-    more = [f"The runner-up, {second.name}, has {spoken(second, metric)}: a difference of {gap:+.4f}."]
+    more = [f"The runner-up, {second.name}, has {spoken(second, metric)}: a difference of {signed(gap)}."]
     rival = comparison.best(metric)
     if rival is not None and rival is not best:
         more.append(
@@ -48,7 +48,8 @@ def answer(comparison: Comparison, metric: str, duel: Duel | None, effects: Effe
         )
     interval = over_seeds(best, second, metric)
     more += _certainty(best, second, metric, interval, duel)
-    clear = interval is not None and interval[0] * interval[1] > 0 and (duel is None or duel.difference.clear)
+    clear = interval is not None and (interval[0] > 0 if comparison.better_is_higher(metric) else interval[1] < 0)
+    clear = clear and (duel is None or duel.difference.low > 0)
     more += _sources(effects) + _cheaper(comparison, ranked, metric) + unfinished
     return Answer(lead, tuple(more), "settled" if clear else "not settled", interval)
 
@@ -61,13 +62,22 @@ def spoken(setting: Setting, metric: str) -> str:
     return f"{number(summary.mean)} ± {number(summary.std)} over {summary.n} seeds"
 
 
+def signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+'}{number(abs(value))}"
+
+
 def over_seeds(a: Setting, b: Setting, metric: str) -> tuple[float, float] | None:
-    """The 95% interval of the difference of the means over seeds (Welch); None with under two runs each."""
+    """The 95% interval of the difference of the means over seeds (Welch); None with under two runs each.
+
+    A point where no seed makes a difference in either setting.
+    """
     values = [
         [v for run in setting.done if math.isfinite(v := run.metrics.get(metric, math.nan))] for setting in (a, b)
     ]
-    if min(map(len, values)) < 2 or not any(map(statistics.pvariance, values)):
+    if min(map(len, values)) < 2:
         return None
+    if not any(map(statistics.pvariance, values)):
+        return values[0][0] - values[1][0], values[0][0] - values[1][0]
     from scipy import stats
 
     found = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
@@ -82,14 +92,11 @@ def _certainty(
         lines.append("With one run of a setting nothing tells what another seed would give: repeat with seed=0,1,2.")
     else:
         counts = " and ".join(str(setting.summary(metric).n) for setting in (best, second))
-        verdict = (
-            "which leaves out 0"
-            if interval[0] * interval[1] > 0
-            else "which contains 0: the chance of seeds may explain it"
-        )
+        leaves_out = interval[0] * interval[1] > 0
+        verdict = "which leaves out 0" if leaves_out else "which contains 0: the chance of seeds may explain it"
         lines.append(
-            f"Over seeds ({counts} runs) the 95% interval of this difference is {interval[0]:+.4f} to "
-            f"{interval[1]:+.4f}, {verdict}."
+            f"Over seeds ({counts} runs) the 95% interval of this difference is {signed(interval[0])} to "
+            f"{signed(interval[1])}, {verdict}."
         )
     if duel is not None:
         d = duel.difference
@@ -105,6 +112,8 @@ def _sources(effects: Effects | None) -> list[str]:
     """Where the variance comes from."""
     if effects is None or not effects.total:
         return []
+    if not effects.effects:
+        return ["The keys always change together, so nothing tells which of them matters."]
     ranked = sorted(effects.effects, key=lambda effect: -effect.share)[:3]
     parts = [f"{effect.share:.0%} from {' with '.join(map(short, effect.keys))}" for effect in ranked]
     parts[0] = parts[0].replace(" from ", " comes from ", 1)

@@ -120,7 +120,12 @@ def _effects(comparison: Comparison, metric: str, sources: effects.Effects | Non
         pairs = [effect for effect in sources.effects if len(effect.keys) == 2]
         pairs = sorted(pairs, key=lambda effect: -effect.share)[:PAIRS]
         maps = [keys.interaction(comparison, effect.keys[0], effect.keys[1], metric) for effect in pairs]
-        return Section("effects", "What matters", _about(sources), draw(keys.shares(sources), *mains, *maps, every))
+        return Section(
+            "effects",
+            "What matters",
+            _about(sources),
+            draw(keys.shares(sources) if sources.effects else None, *mains, *maps, every),
+        )
     if not comparison.keys or not any(mains):
         return Section("effects", "What matters", [], [])
     found = effects.importance(comparison, metric)
@@ -139,6 +144,8 @@ def _about(sources: effects.Effects) -> list[str]:
     text = [f"Analysis of variance of {sources.metric} over {sources.n} runs, type II sums of squares."]
     if not sources.total:
         return [f"All {sources.n} runs have the same {sources.metric}."]
+    if not sources.effects:
+        return ["The keys always change together, so nothing tells which of them matters."]
     text.append("The column “by chance” is the share that a source would have on average if nothing mattered.")
     if not sources.balanced:
         text.append("Some combinations lack runs, so the shares may overlap and need not add up to 100%.")
