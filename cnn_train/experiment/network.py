@@ -10,13 +10,13 @@ from torch import nn
 from cnn_train.config.build import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
-from cnn_train.experiment.hardware import num_processes
 from cnn_train.layers.init import lsuv_calibrate
+from cnn_train.layers.norm import SyncBatchNorm
 from cnn_train.models.weights import load_weights
 from cnn_train.runs import checkpoint
 
 
-def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
+def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.Module, Data]:
     """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
@@ -30,7 +30,7 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
                 f"{cfg.choices.model} needs images of at least {least}x{least}, got {got}; image_size={least} works"
             )
         data = build(cfg.data, image_size=least)
-    check_fit(network, data, cfg)
+    check_fit(network, data, cfg, num_processes)
     if cfg.weights is not None:
         load_weights(network, checkpoint.weights(Path(cfg.weights)), Path(cfg.weights))
     elif layers.needs_images:
@@ -38,19 +38,28 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
     return network, data
 
 
-def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
-    """Send the least that is normalized together in training through the network on the meta device.
+def synchronizes(network: nn.Module) -> bool:
+    """Whether a norm of the network takes its statistics over all processes."""
+    return any(isinstance(module, nn.SyncBatchNorm | SyncBatchNorm) for module in network.modules())
 
-    ConfigError if it does not fit.
-    """
-    processes, parts = num_processes(cfg), cfg.trainer.split_batches
-    shares = (1 if cfg.choices.norm == "syncbn" else processes) * (1 if parts == "auto" else parts)
+
+def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
+    """How few images a norm will ever see together in training, and what they are."""
+    shares = (1 if synchronizes(network) else num_processes) * (1 if split_batches == "auto" else int(split_batches))
     full, last = divmod(data.size("train"), data.batch_size)
     smallest, which = data.batch_size if full else data.size("train"), "a training batch"
-    if processes <= last and not data.drop_last:
+    if num_processes <= last and not data.drop_last:
         smallest, which = last, "the last training batch"
-    if shares > 1:
-        smallest, which = max(smallest // shares, 1), f"a part of {which}"
+    return (max(smallest // shares, 1), f"a part of {which}") if shares > 1 else (smallest, which)
+
+
+def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: int) -> None:
+    """Run the smallest batch that a norm will ever see in training through the network, on the meta device.
+
+    Raises ConfigError if it does not fit.
+    """
+    parts = cfg.trainer.split_batches
+    smallest, which = smallest_batch(network, data, parts, num_processes)
     model, size = cfg.choices.model, "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:

@@ -48,6 +48,11 @@ class Inference:
             )
 
     @property
+    def sees_whole_images(self) -> bool:
+        """Whether it does nothing that a plain call of the network does not."""
+        return self.window is None and list(self.scales) == [1.0] and not self.flip
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of a window."""
         if self.window is None or self.window == "train":
