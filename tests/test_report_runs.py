@@ -29,7 +29,7 @@ def write_run(folder, settings=None, metrics=None, curve=(), log=None, **files):
     """A run folder as training leaves it: `settings` are words of its command line, those without a dot are choices."""
     settings = {"seed": 0, **(settings or {})}
     config = {"seed": 0, "monitor": "val/loss", "trainer": {"max_epochs": 3}, "sweep": {"metric": None, "mode": "auto"}}
-    config["choices"] = {}
+    config |= {"settings": [f"{key}={value}" for key, value in settings.items() if "." in key], "choices": {}}
     for key, value in settings.items():
         node = config if "." in key or key in config else config["choices"]
         *path, leaf = key.split(".")

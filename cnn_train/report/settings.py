@@ -16,7 +16,7 @@ from cnn_train.report.runs import COSTS, Run
 SEED = "seed"
 # Where results go and how they are shown: no part of a setting.
 IGNORED = re.compile(
-    r"(output_dir|name|choices\.(experiment|sweep|logger|debug)|(sweep|logger)(\..*)?|trainer\.progress)$"
+    r"(output_dir|name|settings|choices\.(experiment|sweep|logger|debug)|(sweep|logger)(\..*)?|trainer\.progress)$"
 )
 # Choices that bring other choices with them.
 BRINGS = ("choices.model", "choices.data", "choices.experiment")
