@@ -188,6 +188,16 @@ def test_ties_are_all_marked(tmp_path):
     assert all("0.5000 ± 0.0000 (2)*" in line and "0.9050 ± 0.0071 (2)*" in line for line in lines[1:])
 
 
+def test_numbers_have_as_many_decimals_as_say_something():
+    def shown(*values):
+        return str(settings.Summary.of(values))
+
+    assert shown(0.95, 0.9505) == "0.9503 ± 0.0004 (2)" and shown(0.5, 0.500001) == "0.5000 ± 7.07e-07 (2)"
+    assert shown(0.5, 0.5) == "0.5000 ± 0.0000 (2)" and shown(2e-5, 4e-5) == "3e-05 ± 1.41e-05 (2)"
+    assert shown(123456.0) == "1.23e+05 (1)" and shown(0.0) == "0.0000 (1)" and shown(-math.inf) == "NaN (0 of 1)"
+    assert [settings.number(value) for value in (math.inf, -math.inf, None)] == ["inf", "-inf", "–"]
+
+
 def test_more_than_usual_is_better_where_the_config_says_so(tmp_path):
     for norm, loss in (("bn", 0.5), ("gn", 0.7)):
         folder = write_run(tmp_path / norm, {"norm": norm}, {"val/loss": loss, "val/acc": loss})

@@ -59,7 +59,7 @@ def spoken(setting: Setting, metric: str) -> str:
     summary = setting.summary(metric)
     if summary.n < 2:
         return f"{number(summary.mean)} in {'its only run' if summary.n else 'no run'}"
-    return f"{number(summary.mean)} ± {number(summary.std)} over {summary.n} seeds"
+    return f"{summary.value} over {summary.n} seeds"
 
 
 def signed(value: float) -> str:

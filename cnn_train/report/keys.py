@@ -9,6 +9,7 @@ from cnn_train.report.effects import Effects
 from cnn_train.report.settings import Comparison, Summary, is_number, number, short, word
 
 MANY = 12  # values of a key that are drawn side by side; more numbers are drawn by size
+WRITTEN = 6  # columns of a heat map with room for their numbers
 
 
 def shares(effects: Effects) -> Figure | None:
@@ -135,14 +136,14 @@ def interaction(comparison: Comparison, first: str, second: str, metric: str) ->
     x = {**kind("x", columns, short(first)), "axis": _slanted(columns)}
     y = kind("y", lines, short(second), axis={"labelLimit": 90})
     paint = amount("v", scale={"range": [bad, good] if higher else [good, bad], "nice": False}, legend=None)
-    small = {"type": "text", "fontSize": 11 if len(columns) < 6 else 8}
+    texts = inks if len(columns) <= WRITTEN else ()
     spec = layered(
         layer(tiles, {"type": "rect", "stroke": "#ffffff", "strokeWidth": 2}, x=x, y=y, color=paint),
         *(
-            layer([t for t in tiles if t["ink"] == ink], {**small, "color": ink}, x=x, y=y, text={"field": "t"})
-            for ink in inks
+            layer([t for t in tiles if t["ink"] == ink], {"type": "text", "color": ink}, x=x, y=y, text={"field": "t"})
+            for ink in texts
         ),
-        height={"step": 38},
+        height={"step": 38 if texts else 22},
     )
     filled = f"{len(found)} of {len(columns) * len(lines)} pairs of values have runs; darker is better."
     head = [short(first), short(second), metric]

@@ -43,8 +43,15 @@ class Summary:
     def __str__(self) -> str:
         """`0.9625 ± 0.0177 (2)`, `0.9750 (1)`, `NaN (0 of 2)`."""
         of = f" of {self.n + self.lost}" if self.lost else ""
-        spread = f" ± {number(self.std)}" if self.n > 1 else ""
-        return f"{number(self.mean)}{spread} ({self.n}{of})"
+        return f"{self.value} ({self.n}{of})"
+
+    @property
+    def value(self) -> str:
+        """Mean and deviation: `0.9625 ± 0.0177`."""
+        if self.n < 2:
+            return number(self.mean)
+        fixed = 1e-3 <= abs(self.mean) < 1e4 and (self.std == 0 or self.std >= 5e-5)  # as many decimals as the mean
+        return f"{number(self.mean)} ± {f'{self.std:.4f}' if fixed else number(self.std)}"
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
