@@ -108,6 +108,16 @@ def test_what_a_choice_brings_is_no_key_of_its_own():
     assert settings.differing([run_of(slow), run_of(fast)]) == ["choices.norm", "optimizer.lr"]
 
 
+def test_what_only_the_programs_version_decides_is_no_key():
+    old = leaves({"norm": "bn"}, **{"scheduler._target_": "tasks.Cosine"})
+    new = leaves({"norm": "bn"}, **{"scheduler._target_": "training.Cosine", "trainer.num_nodes": 1, "loss.gamma": 2})
+    newer = {**new, "loss.gamma": 3}
+    assert settings.differing([run_of(old), run_of(new)]) == []
+    assert settings.differing([run_of(old), run_of(new), run_of(newer)]) == ["loss.gamma"]
+    assert settings.differing([run_of(old), run_of(new, {"trainer.num_nodes"})]) == ["trainer.num_nodes"]
+    assert settings.differing([run_of(old), run_of(new, {"scheduler._target_"})]) == ["scheduler._target_"]
+
+
 def test_a_repeated_run_counts_once(tmp_path):
     for name, loss, day in (("a", 0.5, 1), ("b", 0.6, 2), ("c", None, 3)):
         folder = write_run(tmp_path / name, {"seed": 0}, None if loss is None else {"val/loss": loss})

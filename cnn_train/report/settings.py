@@ -166,11 +166,16 @@ def differing(runs: Sequence[Run]) -> list[str]:
     """The keys by which the runs differ, without the seed and without what follows from another choice.
 
     What a choice brings with it (`norm.num_groups` of `norm=gn`, `data` of `model=unet`) is left out unless typed.
+    So is what only the program's version decides: a key that other runs do not have at all, and where a class stands.
     """
-    order = dict.fromkeys(key for run in runs for key in run.config)
-    differ = [key for key in order if len({word(run.config.get(key)) for run in runs}) > 1]
-    differ = [key for key in differ if key != SEED and not IGNORED.match(key)]
     typed = {name for run in runs for name in run.typed}
+    differ = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        if key != SEED and not IGNORED.match(key):
+            named = short(key) in typed
+            values = {word(run.config.get(key)) for run in runs if named or key in run.config}
+            if len(values) > 1 and (named or not key.endswith("._target_")):
+                differ.append(key)
     choices = [key for key in differ if key.startswith("choices.")]
     kept: list[str] = []
     for key in [*choices, *(key for key in differ if key not in choices)]:
