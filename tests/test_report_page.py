@@ -295,6 +295,14 @@ def test_runs_without_results_and_single_runs_are_shown_as_what_they_are(tmp_pat
     assert "config.yaml is damaged" in page.render(runs.read([tmp_path / "bad"]))
 
 
+def test_many_values_of_a_key_are_told_by_the_best(tmp_path):
+    for i in range(9):
+        write_run(tmp_path / str(i), {"norm": f"n{i}"}, {"val/loss": 0.5 + i, "test/acc": 0.9 - i / 100})
+    text = page.render(runs.read([tmp_path]))
+    assert "9 values of norm; the best is n0: 0.9000 (1)." in text
+    assert "9 values of norm; the best is n0: 0.5000 (1)." in page.render(runs.read([tmp_path]), "val/loss")
+
+
 def answered(folder, values):
     """The answer about runs with these (val/loss, test/acc) of each seed of each setting."""
     for name, found in values.items():

@@ -22,10 +22,11 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 11, "labelColor": SOFT, "titleFontSize": 11, "titleColor": SOFT, "titleFontWeight": "normal",
         "gridColor": GRID, "domain": False, "ticks": False, "labelPadding": 6, "labelLimit": 190, "titleLimit": 280,
     },
+    "axisY": {"titlePadding": 14},
     "axisX": {"labelFlush": False, "labelOverlap": True, "tickCount": 5},
     "legend": {
         "orient": "bottom", "direction": "vertical", "title": None, "labelFontSize": 11, "labelColor": INK,
-        "labelLimit": 250, "symbolType": "stroke", "symbolSize": 180, "symbolStrokeWidth": 3, "columns": 1,
+        "labelLimit": 215, "symbolType": "stroke", "symbolSize": 180, "symbolStrokeWidth": 3, "columns": 1,
         "symbolOpacity": 1,
     },
 }  # fmt: skip

@@ -98,9 +98,8 @@ def curves(comparison: Comparison, metric: str) -> Figure | None:
     grey = [row for row in lines if row["s"] not in colour]
     shown = [row for row in lines if row["s"] in colour]
     paint = kind("s", named, scale={"range": [colour[name] for name in named]})
-    x = amount(
-        "e", "epoch", axis={"values": _ticks(max(row["e"] for row in lines + loose)), "format": "d", "grid": False}
-    )
+    ticks = _ticks(max(row["e"] for row in lines + loose))
+    x = amount("e", "epoch", axis={"values": ticks, "format": "d", "grid": False, "labelOverlap": False})
     y = amount("y", metric)
     dashed = {"type": "line", "strokeDash": [3, 3], "strokeWidth": 1.2, "opacity": 0.8}
     dots = _thinned(shown) + [row for _, run in groupby(loose, lambda row: row["r"]) for row in _thinned(list(run))]

@@ -9,6 +9,7 @@ from cnn_train.report.effects import Effects
 from cnn_train.report.settings import Comparison, Summary, is_number, number, short, word
 
 MANY = 12  # values of a key that are drawn side by side; more numbers are drawn by size
+TOLD = 6  # values of a key whose means are told in words
 WRITTEN = 6  # columns of a heat map with room for their numbers
 
 
@@ -79,12 +80,20 @@ def main_effect(comparison: Comparison, key: str, metric: str) -> Figure | None:
     )
     rows = [[name, str(found[name])] for name in names]
     description = "; ".join(f"{name}: {summary}" for name, summary in rows) + "."
+    if len(rows) > TOLD:
+        pick = max if comparison.better_is_higher(metric) else min
+        best = pick(means, key=lambda row: row["y"])["x"]
+        description = f"{len(rows)} values of {short(key)}; the best is {best}: {found[best]}."
     return Figure(f"{metric} by {short(key)}", description, spec, [short(key), metric], rows)
 
 
 def _slanted(names: Sequence[str]) -> dict[str, Any]:
     """An axis whose words stand aslant where they are too long to stand side by side."""
-    return {"labelAngle": 0} if sum(map(len, names)) < 36 else {"labelAngle": -40, "labelLimit": 100}
+    return (
+        {"labelAngle": 0}
+        if sum(map(len, names)) < 36
+        else {"labelAngle": -40, "labelLimit": 100, "labelOverlap": False}
+    )
 
 
 def _scatter(comparison: Comparison, key: str, metric: str) -> Figure | None:
