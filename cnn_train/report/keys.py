@@ -65,7 +65,7 @@ def main_effect(comparison: Comparison, key: str, metric: str) -> Figure | None:
     points = [{"x": level, "y": value, "label": f"{short(key)}={level}: {metric} {number(value)}"}
               for level, value in runs if math.isfinite(value)]  # fmt: skip
     found = {name: Summary.of(value for level, value in runs if level == name) for name in names}
-    means = [{"x": name, "y": summary.mean, "label": f"{short(key)}={name}: mean {metric} {summary}"}
+    means: list[dict[str, Any]] = [{"x": name, "y": summary.mean, "label": f"{short(key)}={name}: mean {metric} {summary}"}
              for name, summary in found.items() if summary.n]  # fmt: skip
     if not means:
         return None
