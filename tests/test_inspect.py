@@ -16,15 +16,18 @@ from torch import nn
 
 from cnn_train.__main__ import main
 from cnn_train.analysis import trace
+from cnn_train.analysis.attribution import deconvnet, excitations, grad_cam
 from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.cli.line import split
 from cnn_train.commands import COMMANDS
+from cnn_train.commands.inspect import read_options
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
-from cnn_train.inspect_network import describe, optimizer_slots, read_options, stages
-from cnn_train.inspect_pictures import deconvnet, excitations, grad_cam, trained
+from cnn_train.inspection.examine import optimizer_slots, stages
+from cnn_train.inspection.images import trained
+from cnn_train.inspection.subject import describe
 from cnn_train.training.callbacks.health import Health
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -83,6 +86,18 @@ def test_the_networks_own_classes_channels_and_size_or_the_datas(capsys):
 def test_public_data_need_not_be_on_disk(capsys, data, num_classes, size):
     found = facts(capsys, "model=nin", f"data={data}", "data.root=nowhere")
     assert (found["num_classes"], found["input_size"]) == (num_classes, size)
+
+
+def test_facts_of_ones_own_yaml_are_read(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    mine = tmp_path / "data" / "mine.yaml"
+    mine.write_text("# facts: num_classes=7 in_channels=2 image_size=48\n_target_: cnn_train.data.digits.digits\n")
+    words = ("model=resnet18", "data=mine", "--config-dir", str(tmp_path))
+    found = facts(capsys, *words)
+    assert (found["num_classes"], found["input_size"]) == (7, [2, 48, 48])
+    mine.write_text("# facts: num_classes=many\n_target_: cnn_train.data.digits.digits\n")
+    assert main(["inspect", *words]) == 2
+    assert "facts are whole numbers" in capsys.readouterr().err
 
 
 def test_formats_hold_the_same_rows(capsys):

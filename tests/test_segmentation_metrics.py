@@ -174,7 +174,7 @@ def test_a_search_gives_what_each_evaluation_gives_and_computes_scores_once(run,
 
     calls: list[int] = []
     infer = Segmentation.infer
-    monkeypatch.setattr(Segmentation, "infer", lambda self, images: calls.append(len(images)) or infer(self, images))
+    monkeypatch.setattr(Segmentation, "infer", lambda self, *given: calls.append(len(given[1])) or infer(self, *given))
     command = ["eval", str(run), "-m", "postprocess=crf", "postprocess.bi_w=0,4", "postprocess.iterations=2"]
     assert main(command) == 0
     assert calls == [5, 5, 2]

@@ -18,6 +18,7 @@ from cnn_train.experiment.callbacks import build_loggers, check_monitors
 from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.network import build_network_and_data
 from cnn_train.experiment.trainer import build_trainer
+from cnn_train.models.network import backbone_of
 from cnn_train.runs import secrets
 from cnn_train.runs.metrics import lower_is_better
 from cnn_train.tasks.classification import Classification
@@ -61,7 +62,7 @@ def prepare(
 def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data, **options: Any) -> Loop:
     """The LightningModule that trains the network on the data's kind of task."""
     trainer = cfg.trainer
-    if trainer.decoder_lr_ratio != 1 and not isinstance(getattr(network, "backbone", None), nn.Module):
+    if trainer.decoder_lr_ratio != 1 and backbone_of(network) is None:
         raise ConfigError(
             f"trainer.decoder_lr_ratio={trainer.decoder_lr_ratio:g}, but {cfg.choices.model} has no encoder apart; "
             "leave it at 1"

@@ -5,16 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cnn_train.errors import EnvError
+from cnn_train.errors import ConfigError, EnvError
 from cnn_train.training.loop import Loop
 
 
 @contextmanager
-def out_of_memory_explained(loop: Loop) -> Iterator[None]:
-    """Turn an error for lack of memory into an EnvError that names the batch."""
+def failures_explained(loop: Loop) -> Iterator[None]:
+    """Turn lack of memory into an EnvError that names the batch, and what Lightning refuses into a ConfigError."""
     try:
         yield
+    except MisconfigurationException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise EnvError(out_of_memory(loop, error)) from error

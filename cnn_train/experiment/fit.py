@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from cnn_train.experiment.build import prepare
 from cnn_train.experiment.callbacks import build_callbacks
-from cnn_train.experiment.failures import out_of_memory_explained
+from cnn_train.experiment.failures import failures_explained
 from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.results import check_smoke, evaluate_best, record_results, show_header, show_results
 from cnn_train.experiment.state import restore, saved_state
@@ -27,7 +27,7 @@ def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool) -> dict[s
 
         checkpoints = next(callback for callback in callbacks if isinstance(callback, Checkpoints))
         display = next(callback for callback in callbacks if isinstance(callback, Display))
-        with display, checkpoints.signals(), out_of_memory_explained(experiment.loop):
+        with display, checkpoints.signals(), failures_explained(experiment.loop):
             experiment.trainer.fit(experiment.loop)
 
         metrics = evaluate_best(experiment)

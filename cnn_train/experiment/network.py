@@ -11,7 +11,8 @@ from cnn_train.config.build import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
 from cnn_train.layers.init import lsuv_calibrate
-from cnn_train.layers.norm import SyncBatchNorm
+from cnn_train.layers.norm import synchronizes
+from cnn_train.models.network import main_scores, min_size
 from cnn_train.models.weights import load_weights
 from cnn_train.runs import checkpoint
 
@@ -22,7 +23,7 @@ def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
     network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
-    least = getattr(network, "min_size", 1)
+    least = min_size(network)
     if min(data.image_size) < least:
         if cfg.image_size is not None:
             got = "x".join(map(str, data.image_size))
@@ -36,11 +37,6 @@ def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.
     elif layers.needs_images:
         lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
-
-
-def synchronizes(network: nn.Module) -> bool:
-    """Whether a norm of the network takes its statistics over all processes."""
-    return any(isinstance(module, nn.SyncBatchNorm | SyncBatchNorm) for module in network.modules())
 
 
 def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
@@ -63,7 +59,7 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
     model, size = cfg.choices.model, "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:
-        scores = copy.deepcopy(network).to("meta").train()(images)
+        scores = main_scores(copy.deepcopy(network).to("meta").train()(images))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise ConfigError(str(error).splitlines()[0]) from error
@@ -76,7 +72,6 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error
-    scores = scores[0] if isinstance(scores, tuple) else scores
     maps = scores.ndim == 4
     if maps != (data.task == "segmentation"):
         kind = "segmentation" if maps else "classification"

@@ -79,20 +79,21 @@ def watch(loop: "Loop") -> list[tuple[str, str]]:
     """Let the network keep, in the list given back, digests of its input, each layer's output and each gradient."""
     from torch import Tensor
 
+    from cnn_train.analysis.modules import leaves
+
     kept: list[tuple[str, str]] = []
 
     def before(module: object, inputs: "tuple[Tensor, ...]") -> None:
         kept.append(("the batch of images", digest(inputs[0])))
 
     loop.network.register_forward_pre_hook(before)
-    for name, module in loop.network.named_modules():
-        if not any(True for _ in module.children()):
+    for name, module in leaves(loop.network):
 
-            def after(module: object, inputs: object, output: object, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    kept.append((f"the output of {name}", digest(output)))
+        def after(module: object, inputs: object, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                kept.append((f"the output of {name}", digest(output)))
 
-            module.register_forward_hook(after)
+        module.register_forward_hook(after)
     for name, parameter in loop.network.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(partial(keep_gradient, kept, name))

@@ -13,7 +13,7 @@ from cnn_train import atomic
 from cnn_train.config.choices import Choices
 from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
-from cnn_train.experiment.network import synchronizes
+from cnn_train.layers.norm import synchronizes
 from cnn_train.runs import checkpoint
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.training.batches import listens_to_batches

@@ -36,10 +36,6 @@ class Task(nn.Module):
         self.data = data
         self.aux_weight = aux_weight
 
-    def scores(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """The network's answer among its outputs in training: without those of auxiliary heads."""
-        return outputs[0] if isinstance(outputs, tuple) else outputs
-
     def total_loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """The loss of the scores plus that of auxiliary heads, weighted as in the network's paper."""
         if isinstance(outputs, Tensor):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cnn_train.data.data import Batch
 from cnn_train.data.random import seed_generators
+from cnn_train.models.network import main_scores
 from cnn_train.tasks.task import Measured, Task
 from cnn_train.training.batches import STEPS_PER_CALL, Calls, EvalBatches, Steps, listens_to_batches
 from cnn_train.training.evaluation import Evaluation
@@ -150,7 +151,7 @@ class Loop(L.LightningModule):
         else:
             self.manual_backward(loss_share)
         with torch.no_grad():
-            return loss.detach(), *self.task.count(self.task.scores(outputs), targets)
+            return loss.detach(), *self.task.count(main_scores(outputs), targets)
 
     def to_network(self, images: Tensor) -> Tensor:
         """Images in the memory format and the type of the weights; mixed precision casts later, by itself."""

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
+from cnn_train.analysis.modules import in_mode
 from cnn_train.tasks.pictures import Picture
 from cnn_train.training.loop import Loop
 
@@ -15,9 +16,6 @@ def sample_panel(loop: Loop, split: str, count: int, worst: bool = False) -> Pic
     chosen = loop.worst[split][:count] if worst else range(min(count, data.size(split)))
     raw, targets = data.samples(split, chosen, device=loop.device)
     images = loop.to_network(data.to_input(raw))
-    training = network.training
-    network.eval()
-    with loop.ema.swap() if loop.ema is not None else nullcontext():
+    with in_mode(network, training=False), loop.ema.swap() if loop.ema is not None else nullcontext():
         scores = loop.task.infer(network, images)
-    network.train(training)
     return loop.task.panel(data.denormalize(images), targets, scores)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import leaves
 from cnn_train.atomic import write_text
 from cnn_train.data.random import seed_generators
 from cnn_train.errors import DivergedError
@@ -142,8 +143,7 @@ class Watch:
         self.first = ""
         for name, parameter in network.named_parameters():
             self.see(f"the weights {name}", parameter)
-        leaves = [(name, m) for name, m in network.named_modules() if not any(True for _ in m.children())]
-        self.handles = [module.register_forward_hook(self._hook(name, module)) for name, module in leaves]
+        self.handles = [module.register_forward_hook(self._hook(name, module)) for name, module in leaves(network)]
 
     def see(self, what: str, value: Tensor) -> None:
         if not self.first and value.is_floating_point() and not bool(value.detach().isfinite().all()):

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import leaves
 from cnn_train.analysis.statistics import ENDS, RECTIFIERS, firing, moments, saturation, silent
 from cnn_train.training.loop import Callback, Loop
 
@@ -84,9 +85,8 @@ class Health(Callback):
         for name, parameter in _weights(loop.network):
             self._handles.append(parameter.register_hook(self._gradient(name, scale)))
         if self.activations:
-            for name, module in loop.network.named_modules():
-                if not any(True for _ in module.children()):
-                    self._handles.append(module.register_forward_hook(self._activation(name)))
+            for name, module in leaves(loop.network):
+                self._handles.append(module.register_forward_hook(self._activation(name)))
         if not self._handles:
             self._weights.clear()
 
