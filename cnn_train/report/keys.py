@@ -65,8 +65,11 @@ def main_effect(comparison: Comparison, key: str, metric: str) -> Figure | None:
     points = [{"x": level, "y": value, "label": f"{short(key)}={level}: {metric} {number(value)}"}
               for level, value in runs if math.isfinite(value)]  # fmt: skip
     found = {name: Summary.of(value for level, value in runs if level == name) for name in names}
-    means: list[dict[str, Any]] = [{"x": name, "y": summary.mean, "label": f"{short(key)}={name}: mean {metric} {summary}"}
-             for name, summary in found.items() if summary.n]  # fmt: skip
+    means: list[dict[str, Any]] = [
+        {"x": name, "y": summary.mean, "label": f"{short(key)}={name}: mean {metric} {summary}"}
+        for name, summary in found.items()
+        if summary.n
+    ]
     if not means:
         return None
     x = {**kind("x", names, short(key)), "axis": _slanted(names)}
