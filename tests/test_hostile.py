@@ -23,7 +23,7 @@ from PIL import Image
 
 from cnn_train import checkpoint, cli, run_folder
 from cnn_train.config import compose, load
-from cnn_train.data.files import read_image
+from cnn_train.data.images import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnn_train import cli
 from cnn_train.config import compose
-from cnn_train.data.segmentation_folder import MaskReader
+from cnn_train.data.masks import MaskReader
 from cnn_train.errors import ConfigError, DataError
 from cnn_train.evaluate import evaluate
 from cnn_train.experiment import build_network_and_data, build_task

@@ -1,0 +1,101 @@
+"""Folders of splits: found by their usual names, or cut from one by file name."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cnn_train.errors import DataError
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+Item = TypeVar("Item")
+
+
+def existing_folder(root: str | Path | None, layout: str) -> Path:
+    """The folder of a data set; DataError that says what is there instead and which layout is expected."""
+    if root is None:
+        raise DataError(f"data.root is not set; data.root=DIR, a folder with {layout}")
+    path = Path(os.path.expanduser(root)).resolve()
+    if path.is_dir():
+        return path
+    nearest = next(parent for parent in path.parents if parent.is_dir())
+    inside = [child.name for child in subfolders(nearest)]
+    holds = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "") if inside else "no folders"
+    raise DataError(f"no folder {path}: {nearest} exists and holds {holds}; data.root=DIR wants {layout}")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders inside, by name; hidden ones are left out."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def what_is_in(folder: Path) -> str:
+    """A folder's content in some words: "3 .csv, 1 .txt"."""
+    counts: dict[str, int] = {}
+    for path in folder.iterdir():
+        kind = "folders" if path.is_dir() else path.suffix.lower() or "files without suffix"
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:4]) or "nothing"
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders inside that are named like a split, by any of its usual names, without regard to case."""
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        return found
+    for path in subfolders(folder):
+        for split, names in NAMES.items():
+            if path.name.lower() not in names:
+                continue
+            if split in found:
+                raise DataError(
+                    f"{found[split]} and {path.name} both look like the {split} split; rename or remove one"
+                )
+            found[split] = path
+    return found
+
+
+def describe(folders: Mapping[str, Path], missing: Sequence[str]) -> str:
+    """Where each split came from, as a remark for the header: "train from training/, test is val"."""
+    if not folders:
+        return "splits cut by file name"
+    parts = [f"{split} from {path.name}/" for split, path in folders.items()]
+    parts += [f"{split} cut from train" for split in missing]
+    return ", ".join(parts + ([] if "test" in folders or "test" in missing else ["test is val"]))
+
+
+def missing_splits(given: Mapping[str, object]) -> list[str]:
+    """The splits that are cut from train: val where it is missing, and then test too, if that is missing."""
+    return [] if "val" in given else ["val", *([] if "test" in given else ["test"])]
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """DataError unless each split gets a part and something is left for train."""
+    if not all(0 < fraction < 1 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
+        shares = ", ".join(f"data.{split}_fraction={fraction:g}" for split, fraction in fractions.items())
+        raise DataError(f"{shares}: each must be above 0, and something must be left for train")
+
+
+def cut(items: Sequence[Item], names: Sequence[str], fractions: Mapping[str, float]) -> dict[str, list[Item]]:
+    """The items of each split of `fractions`, and the rest as train, chosen by their names."""
+    parts = cut_by_name(names, list(fractions.values()))
+    return {split: [items[i] for i in part] for split, part in zip((*fractions, "train"), parts, strict=True)}
+
+
+def cut_by_name(names: Sequence[str], fractions: Sequence[float]) -> list[list[int]]:
+    """Indices of the first, second, ... and the remaining part, in an order that depends on each name alone.
+
+    So the split does not depend on where the folder is, and changes little when files are added.
+    """
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+    parts = []
+    for fraction in fractions:
+        count = min(max(round(fraction * len(names)), 1), len(order)) if fraction > 0 else 0
+        parts.append(sorted(order[:count]))
+        order = order[count:]
+    return [*parts, sorted(order)]
