@@ -17,8 +17,6 @@ from cnn_train.data.random import generator
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
 
-Normalize = Literal["standardize", "minmax", "none"]
-
 
 class Batch(NamedTuple):
     """Normalized images (N, C, H, W), their targets, and indices (N) into the split.
@@ -133,7 +131,7 @@ class Data:
         seed: int = 0,
         augment: Augment | None = None,
         drop_last: bool = False,
-        normalize: Normalize = "standardize",
+        normalize: Literal["standardize", "minmax", "none"] = "standardize",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ):

@@ -15,12 +15,13 @@ from cnn_train.data.splits import (
     cut,
     describe,
     existing_folder,
+    in_folds,
     missing_splits,
     split_folders,
     subfolders,
     what_is_in,
 )
-from cnn_train.data.targets import TargetSpec
+from cnn_train.data.targets import Targets, TargetSpec
 from cnn_train.errors import DataError
 
 LAYOUT = "train/<class>/*.jpg, val/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split"
@@ -34,58 +35,70 @@ def folder(
     root: str | None = None,
     image_size: int | Sequence[int] | None = None,
     *,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    folds: int | None = None,
+    fold: int = 0,
+    published: Mapping[str, int] | None = None,
+    **options: Any,
+) -> Data:
+    """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
+
+    A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
+    With `folds` the test split is the part `fold` of so many, see `splits.in_folds`. `published` are the number of
+    classes and the image size that a public set is known by. The rest is as in `image_files`. Raises DataError, which
+    names the file or folder.
+    """
+    path = existing_folder(root, LAYOUT)
+    if folds is None:
+        splits, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
+    else:
+        splits, class_names, notes = _in_folds(path, folds, fold, val_fraction)
+    labels = {split: Counter(label for _, label in samples) for split, samples in splits.items()}
+    found = {split: [had[label] for label, _ in enumerate(class_names)] for split, had in labels.items()}
+    warn_of_absent(found, class_names, "image")
+    side = (published or {}).get("image_size", SIDE)
+    return image_files(path.name, "labels", splits, class_names, image_size, notes, side, **options)
+
+
+def image_files(
+    name: str,
+    targets: Targets,
+    splits: Mapping[str, list[tuple[str, Any]]],
+    class_names: Sequence[str],
+    image_size: int | Sequence[int] | None,
+    notes: list[str],
+    side: int = SIDE,
+    *,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
     resize: Literal["crop", "pad", "stretch"] = "crop",
-    val_fraction: float = 0.2,
-    test_fraction: float = 0.2,
     in_memory: bool = False,
     verify: bool = True,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     cache_dir: str | None = None,
-    published: Mapping[str, int] | None = None,
     **batching: Any,
 ) -> Data:
-    """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
+    """The data set of image files and their labels, class numbers or multi-labels.
 
-    A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
-    Images come at `image_size` (None: their own if they have one of at most 512, else 224). `channels` and `range` are
-    as in `Reader`, or "auto": what all files have in common. `verify` decodes every file once before the first
-    training. `published` are the number of classes and the image size that a public set is known by. Raises DataError,
-    which names the file or folder.
+    Images come at `image_size` (None: their own if they have one of at most 512, else `side`). `channels` and `range`
+    are as in `Reader`, or "auto": what all files have in common. `verify` decodes every file once before the first
+    training.
     """
-    path = existing_folder(root, LAYOUT)
-    splits, class_names, notes = find_samples(path, val_fraction, test_fraction)
     count = num_workers(workers)
-    found = survey(
-        sorted({name for samples in splits.values() for name, _ in samples}), max_pixels, count, verify, cache_dir
-    )
+    paths = sorted({path for samples in splits.values() for path, _ in samples})
+    found = survey(paths, max_pixels, count, verify, cache_dir)
     reader = found.reader(channels, range, max_pixels)
-    labels = {split: Counter(label for _, label in samples) for split, samples in splits.items()}
-    warn_of_absent(
-        {split: [had[label] for label, _ in enumerate(class_names)] for split, had in labels.items()},
-        class_names,
-        "image",
-    )
-    size = chosen_size(image_size, found.common_size, (published or {}).get("image_size", SIDE), notes)
+    size = chosen_size(image_size, found.common_size, side, notes)
     notes += reader_notes(reader)
-    spec = TargetSpec("labels", len(class_names))
-    common = OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir)
-    sources = as_sources(splits, common, in_memory)
+    spec = TargetSpec(targets, len(class_names))
+    sources = as_sources(splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), in_memory)
     reading = reader.reading()
-    found_set = DataSet(
-        path.name,
-        "labels",
-        sources,
-        class_names,
-        reader.num_channels,
-        size,
-        resize=resize,
-        reading=reading,
-        notes=notes,
+    data_set = DataSet(
+        name, targets, sources, class_names, reader.num_channels, size, resize=resize, reading=reading, notes=notes
     )
-    return Data(found_set, **batching)
+    return Data(data_set, **batching)
 
 
 def chosen_size(
@@ -111,9 +124,7 @@ def reader_notes(reader: Reader) -> list[str]:
     return notes
 
 
-def find_samples(
-    root: Path, val_fraction: float, test_fraction: float
-) -> tuple[dict[str, Samples], list[str], list[str]]:
+def find_samples(root: Path, fractions: Mapping[str, float]) -> tuple[dict[str, Samples], list[str], list[str]]:
     """Paths and labels of each split, the names of the classes, and remarks for the header."""
     folders = split_folders(root)
     beside = [path for path in subfolders(root) if path not in folders.values() and images_in(path)]
@@ -123,11 +134,10 @@ def find_samples(
             f"{', '.join(path.name for path in beside[:5])}; move all classes into the splits, or rename "
             "the folders if they are classes"
         )
-    missing = missing_splits(folders)
-    fractions = {"val": val_fraction, "test": test_fraction}
-    fractions = {split: fractions[split] for split in missing}
     if folders and "train" not in folders:
         raise DataError(f"{root} has no folder train; expected {LAYOUT}")
+    missing = missing_splits(folders)
+    fractions = {split: fractions[split] for split in missing}
     train, names = _by_class(folders.get("train", root))
     if len(names) < 2:
         raise DataError(
@@ -136,10 +146,26 @@ def find_samples(
     splits = {"train": train} | {split: _of_classes(path, names) for split, path in folders.items() if split != "train"}
     splits |= _cut(train, root, fractions) if fractions else {}
     splits.setdefault("test", splits["val"])
-    notes = [describe(folders, missing)]
-    if ignored := left_out(sorted(folders.values()) or [root]):
-        notes.append(f"left out as no images: {ignored}")
-    return splits, names, notes
+    return splits, names, [describe(folders, missing), *_left_out(sorted(folders.values()) or [root])]
+
+
+def _in_folds(
+    root: Path, folds: int, fold: int, val_fraction: float
+) -> tuple[dict[str, Samples], list[str], list[str]]:
+    """As `find_samples`, with the splits of one fold of cross-validation."""
+    if given := split_folders(root):
+        raise DataError(
+            f"data.folds={folds} splits {root} itself, but it holds {', '.join(p.name for p in given.values())}"
+        )
+    samples, names = _by_class(root)
+    labels = [label for _, label in samples]
+    splits, note = in_folds(labels, list(range(len(labels))), folds, fold, val_fraction)
+    return {split: [samples[i] for i in part] for split, part in splits.items()}, names, [note, *_left_out([root])]
+
+
+def _left_out(folders: Sequence[Path]) -> list[str]:
+    ignored = left_out(folders)
+    return [f"left out as no images: {ignored}"] if ignored else []
 
 
 def _by_class(folder: Path) -> tuple[Samples, list[str]]:

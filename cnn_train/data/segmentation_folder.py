@@ -130,8 +130,11 @@ def pairs_of_files(
     image once before the first training. Raises DataError.
     """
     count = num_workers(workers)
-    files = sorted({path for pairs in splits.values() for pair in pairs for path in pair})
+    found = survey(
+        sorted({image for pairs in splits.values() for image, _ in pairs}), max_pixels, count, verify, cache_dir
+    )
     if verify:
+        files = sorted({path for pairs in splits.values() for pair in pairs for path in pair})
         pixels = remember(
             cache_dir,
             "verified",
@@ -140,9 +143,6 @@ def pairs_of_files(
             lambda: check_masks(splits, reader, max_pixels, count, cache_dir),
         )
         warn_of_absent(pixels, reader.classes, "pixel")
-    found = survey(
-        sorted({image for pairs in splits.values() for image, _ in pairs}), max_pixels, count, False, cache_dir
-    )
     own = {split: common_size([image for image, _ in pairs], max_pixels) for split, pairs in splits.items()}
     if image_size is None and own["train"] is None:
         raise DataError(f"the images of {name} differ in size; choose image_size=256, or [height,width]")
@@ -150,7 +150,7 @@ def pairs_of_files(
     bands = found.reader(channels, range, max_pixels)
     notes += reader_notes(bands)
     spec = TargetSpec("maps", len(reader.classes), IGNORE)
-    same = own["train"] == size
+    same = own["train"] == size and (not in_memory or all(own.values()))
     common = OnDisk([], size, resize, bands, spec, reader, workers=count, one_size=same, cache_dir=cache_dir)
     data_set = DataSet(
         name, "maps", as_sources(splits, common, in_memory), reader.classes, bands.num_channels, size,

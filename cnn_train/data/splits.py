@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,3 +101,43 @@ def cut_by_name(names: Sequence[str], fractions: Sequence[float]) -> list[list[i
         parts.append(sorted(order[:count]))
         order = order[count:]
     return [*parts, sorted(order)]
+
+
+def in_folds(
+    labels: Sequence[int], groups: Sequence[Hashable], folds: int, fold: int, val_fraction: float
+) -> tuple[dict[str, list[int]], str]:
+    """Indices of each split for one fold of cross-validation, and a remark.
+
+    test is the part `fold` of `folds`, and val is cut from the rest. Each part has its share of every class, and no
+    group is in two splits.
+    """
+    number = len(set(groups))
+    if not 2 <= folds <= number:
+        raise DataError(f"data.folds={folds}: must be 2 or more, and at most the {number} groups or images")
+    if not 0 <= fold < folds:
+        raise DataError(f"data.fold={fold}: must be 0 to {folds - 1} for data.folds={folds}")
+    check_fractions({"val": val_fraction})
+    rest, test = group_parts(labels, groups, folds)[fold]
+    parts = max(round(1 / val_fraction), 2)
+    inner_labels, inner_groups = [labels[i] for i in rest], [groups[i] for i in rest]
+    if len(set(inner_groups)) < parts:
+        raise DataError(
+            f"data.val_fraction={val_fraction:g}: {len(set(inner_groups))} groups are left, too few for val"
+        )
+    train, val = group_parts(inner_labels, inner_groups, parts)[0]
+    splits = {"train": [rest[i] for i in train], "val": [rest[i] for i in val], "test": test}
+    return splits, f"test is fold {fold} of {folds}, val cut from the rest"
+
+
+def group_parts(labels: Sequence[int], groups: Sequence[Hashable], parts: int) -> list[tuple[list[int], list[int]]]:
+    """The rest and each part, of which every class and no group is divided."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class of fewer samples than parts is not in each of them
+        if max(Counter(labels).values()) < parts:  # no class is in each part, and none can have its share
+            labels = [0] * len(labels)
+        number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+        numbers = [number[group] for group in groups]
+        cuts = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, numbers)
+        return [(rest.tolist(), part.tolist()) for rest, part in cuts]
