@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cnn_train.data.data import Data
 from cnn_train.data.folder import image_files
-from cnn_train.data.splits import NAMES, group_parts, in_folds, missing_splits
+from cnn_train.data.splits import NAMES, check_fractions, group_parts, in_folds, missing_splits
 from cnn_train.errors import DataError
 
 ROLES = ("path", "label", "split", "group")
@@ -164,11 +164,11 @@ def _splits(
         raise DataError(f"{table} has no line with split train, only {', '.join(sorted(given))}")
     splits = given or {"train": list(range(len(rows)))}
     missing = missing_splits(given)
+    check_fractions({split: fractions[split] for split in missing})
+    left = 1.0
     for split in missing:
-        parts = max(round(1 / fractions[split]), 2) if 0 < fractions[split] < 1 else 0
-        if not parts:
-            raise DataError(f"data.{split}_fraction={fractions[split]:g}: must be above 0 and below 1")
-        splits |= _part(rows, splits["train"], kinds, parts, split)
+        splits |= _part(rows, splits["train"], kinds, max(round(left / fractions[split]), 2), split)
+        left -= fractions[split]
     splits.setdefault("test", splits["val"])
     absent = [name for name in number if not any(name in rows[i].labels for i in splits["train"])]
     if absent:
