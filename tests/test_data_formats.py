@@ -85,7 +85,9 @@ def test_orientation_is_applied(orientation, tmp_path):
     assert np.abs(read_image(path).permute(1, 2, 0).numpy().astype(int) - smooth).max() < 6
     six = (np.arange(6 * 8 * 6).reshape(6, 8, 6) % 251).astype(np.uint16)
     tag = [(274, "H", 1, orientation, True)]
-    tifffile.imwrite(tmp_path / "six.tif", stored(six, orientation), extratags=tag, photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "six.tif", stored(six, orientation), extratags=tag, photometric="minisblack", planarconfig="contig"
+    )
     assert np.array_equal(read_values(tmp_path / "six.tif"), six)
     assert read_header(tmp_path / "six.tif").width == 8
 
@@ -340,6 +342,25 @@ def test_segmentation_splits_by_other_names(tmp_path):
     assert data.notes[0] == "train from Training/, val from valid/, test is val"
 
 
+def test_a_split_that_was_kept_is_taken(tmp_path):
+    root = classes(tmp_path / "a", lambda path, number: save(path.with_suffix(".png"), UPRIGHT + np.uint8(number % 7)))
+    data = build(root)
+    kept = tmp_path / "splits.csv"
+    kept.write_text(data.split_table(), encoding="utf-8")
+    lines = kept.read_text().splitlines()
+    assert lines[0] == "path,split" and len(lines) == 11 and sum(line.endswith(",val") for line in lines) == 2
+    save(root / "ant" / "9.png", UPRIGHT)
+    assert "does not name ant/9.png" in fails(root, splits=str(kept))
+    kept.write_text("\n".join([*lines, "ant/9.png,test"]), encoding="utf-8")
+    again = build(root, splits=str(kept), in_memory=True)
+    assert [set(again.splits[s].paths()) for s in ("train", "val")] == [
+        set(data.splits[s].paths()) for s in ("train", "val")
+    ]
+    assert again.size("test") == 3 and again.split_table().splitlines()[-1] == "ant/9.png,test"
+    kept.write_text("path,split\nant/none.png,train\n")
+    assert "names ant/none.png, which is not in" in fails(root, splits=str(kept))
+
+
 def test_one_class_is_an_error(tmp_path):
     for i in range(5):
         save(tmp_path / "one" / "cat" / f"{i}.png", UPRIGHT)
@@ -350,8 +371,8 @@ def test_large_images_are_made_smaller_unasked(tmp_path):
     large = np.zeros((600, 900, 3), np.uint8)
     root = classes(tmp_path / "large", lambda path, number: save(path.with_suffix(".png"), large))
     data = build(root, mean=[0.5] * 3, std=[0.5] * 3)
-    assert data.image_size == (224, 352)
-    assert "images of 600x900 are trained at 224x352 (image_size= chooses)" in data.notes
+    assert data.image_size == (224, 320)
+    assert "images of 600x900 are trained at 224x320 (image_size= chooses)" in data.notes
     assert build(root, image_size=[600, 900], mean=[0.5] * 3, std=[0.5] * 3).image_size == (600, 900)
     assert training_size((512, 400), 224) == (512, 400) and training_size((3000, 3000), 256) == (256, 256)
 
@@ -362,6 +383,19 @@ def test_padding_does_not_count_in_the_statistics(tmp_path):
     for in_memory in (False, True):
         data = build(root, image_size=64, resize="pad", in_memory=in_memory)
         assert data.mean == pytest.approx([200 / 255] * 3) and max(data.std) < 1e-3
+
+
+def test_transparent_pixels_of_masks_are_background(tmp_path):
+    for i in range(5):
+        colours = np.zeros((12, 12, 4), np.uint8)
+        colours[..., 0], colours[3:9, 2:7, 3] = 200, 255  # red all over, but seen in a rectangle only
+        save(tmp_path / "masks" / f"{i}.png", colours)
+        save(tmp_path / "images" / f"{i}.png", colours[..., :3] * (colours[..., 3:] > 0))
+    options = {"classes": ["ground", "sign"], "workers": 0}
+    with pytest.raises(DataError, match=r"data\.palette=\[\[0,0,0\],\[200,0,0\]\]"):
+        segmentation_folder(str(tmp_path), **options)
+    data = segmentation_folder(str(tmp_path), palette=[[0, 0, 0], [200, 0, 0]], **options)
+    assert data.class_counts("train").tolist() == [3 * 114, 3 * 30]
 
 
 @pytest.mark.parametrize("settings", [{}, {"mask_values": [0, 255]}])

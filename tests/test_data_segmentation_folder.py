@@ -288,6 +288,7 @@ def test_missing_folders(root):
     (root / "masks").rename(root / "labels")
     text = fails(root)
     assert f"no folder {root / 'masks'}" in text and "2 folders" in text and "expected images/" in text
+    assert text.endswith("data.masks=labels if these are the masks")
     assert build(root, masks="labels").size("train") == 2
 
 

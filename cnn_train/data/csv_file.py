@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnn_train.data.data import Data
-from cnn_train.data.folder import image_files
+from cnn_train.data.folder import SIDE, image_files
 from cnn_train.data.splits import NAMES, check_fractions, group_parts, in_folds, missing_splits
 from cnn_train.errors import DataError
 
@@ -59,7 +59,7 @@ def csv_file(
     samples = [(str(folder / row.path), _target(row, number, targets)) for row in rows]
     chosen, notes = _splits(table, rows, number, {"val": val_fraction, "test": test_fraction}, folds, fold)
     splits = {split: [samples[i] for i in part] for split, part in chosen.items()}
-    return image_files(table.stem, targets, splits, class_names, image_size, notes, **options)
+    return image_files(table.stem, folder, targets, splits, class_names, image_size, notes, SIDE, **options)
 
 
 def _target(row: Row, number: Mapping[str, int], targets: str) -> int | list[float]:
@@ -99,7 +99,7 @@ def _columns(
     """The column of each role, the columns of classes, and the lines below the header."""
     unknown = set(columns) - set(ROLES)
     if unknown:
-        raise DataError(f"data.columns names {', '.join(sorted(unknown))}; it may name {', '.join(ROLES)}")
+        raise DataError(f"{table}: data.columns names {', '.join(sorted(unknown))}; it may name {', '.join(ROLES)}")
     head = [field.strip() for field in lines[0][1]]
     wanted = {role: columns.get(role, role) for role in ROLES}
     place = {role: head.index(name) for role, name in wanted.items() if name in head}

@@ -5,6 +5,7 @@ Data that fits in memory lives on the device as uint8 and is indexed, augmented 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from cnn_train.data.augment import Augment, check_support
 from cnn_train.data.boxes import UNUSED
 from cnn_train.data.random import generator
+from cnn_train.data.splits import split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
 
@@ -42,6 +44,10 @@ class Source(Protocol):
 
     def augmented(self, augment: Augment | None) -> tuple["Source", Augment | None]:
         """The split that does the first part of an augmentation itself, and the rest, which is for whole batches."""
+        ...
+
+    def paths(self) -> list[str]:
+        """The file of each image; empty if it has none of its own."""
         ...
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,9 @@ class InMemory:
     def augmented(self, augment: Augment | None) -> tuple[Source, Augment | None]:
         return self, augment
 
+    def paths(self) -> list[str]:
+        return [] if self.origin is None else self.origin.paths()
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         if self.origin is not None:
             return self.origin.statistics()
@@ -97,7 +106,7 @@ class DataSet:
     Targets equal to `ignore_index` count nowhere; `min_visible` is as in `TargetSpec`. `resize` says how images were
     brought to size (`cnn_train.data.images.bring_to_size`), `reading` how a file becomes an image, as plain data.
     With `one_by_one` the images of evaluation differ in size, so that a batch holds one. `notes` are remarks for the
-    header of a run.
+    header of a run, `root` is the folder of its files.
     """
 
     name: str
@@ -112,6 +121,7 @@ class DataSet:
     reading: Mapping[str, Any] = field(default_factory=dict)
     one_by_one: bool = False
     notes: Sequence[str] = ()
+    root: Path | None = None
 
 
 class Data:
@@ -142,7 +152,7 @@ class Data:
         self.spec = TargetSpec(data_set.targets, self.num_classes, self.ignore_index, data_set.min_visible)
         self.batch_size, self.seed, self.normalize = batch_size, seed, normalize
         self.eval_batch_size = 1 if data_set.one_by_one else eval_batch_size
-        self._reading = dict(data_set.reading)
+        self._reading, self._root = dict(data_set.reading), data_set.root
         if normalize not in ("standardize", "minmax", "none"):
             raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
         for split in ("train", "val", "test"):
@@ -257,6 +267,11 @@ class Data:
     def class_counts(self, split: str) -> Tensor:
         """Samples, or pixels, of each class (K)."""
         return self.splits[split].class_counts(self.num_classes)
+
+    def split_table(self) -> str | None:
+        """Which file is in which split, as CSV; None for data that is not in files of its own."""
+        paths = {split: source.paths() for split, source in self.splits.items()}
+        return split_table(paths, self._root) if all(paths.values()) else None
 
     def preprocessing(self) -> dict[str, Any]:
         """What an image must go through before the network, as plain data."""

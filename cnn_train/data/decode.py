@@ -67,25 +67,25 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
         return file.header
 
 
-def read_values(path: str | Path, max_pixels: int = MAX_PIXELS, stored: bool = False) -> NDArray:
+def read_values(path: str | Path, max_pixels: int = MAX_PIXELS, stored: bool = False, clear: bool = False) -> NDArray:
     """The values of a file (H, W, C), upright; alpha is left out.
 
     `stored` leaves a palette's indices, and the 0 and 1 of two-level images, as they are; otherwise they become colours
-    and 0 and 255.
+    and 0 and 255. `clear` makes transparent pixels 0.
     """
-    with opened(path, max_pixels, stored) as file:
+    with opened(path, max_pixels, stored, clear) as file:
         return file.decode()
 
 
 @contextmanager
-def opened(path: str | Path, max_pixels: int, stored: bool = False) -> Iterator[OpenFile]:
+def opened(path: str | Path, max_pixels: int, stored: bool = False, clear: bool = False) -> Iterator[OpenFile]:
     """Open a file that is small enough; errors inside the block name it."""
     try:
         kind = kind_of(path)
         if kind in ADVICE:
             raise DataError(f"cannot read {path}: {ADVICE[kind]}")
         how = {"NPY": _numpy, "NPZ": _numpy, "TIFF": _tiff}.get(kind, _pillow)
-        with how(path, stored, max_pixels) as file:
+        with how(path, stored, clear, max_pixels) as file:
             yield file
     except (DataError, MemoryError):
         raise
@@ -111,18 +111,39 @@ def _limit(path: str | Path, width: int, height: int, max_pixels: int) -> None:
 
 
 @contextmanager
-def _pillow(path: str | Path, stored: bool, max_pixels: int) -> Iterator[OpenFile]:
+def _pillow(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Iterator[OpenFile]:
     from PIL import Image
 
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         _limit(path, width, height, max_pixels)
-        if image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):
-            width, height = height, width
         deep = image.format == "PNG" and any("16" in str(tile.args) for tile in image.tile) and image.mode in _DEEP
+        if image.format != "TIFF" and _orientation(path, image) in (5, 6, 7, 8):
+            width, height = height, width
         channels, dtype = (_DEEP[image.mode], "uint16") if deep else _plain_mode(image, stored)
-        decode = (lambda: _deep_png(path, image, channels)) if deep else (lambda: _decoded(image, stored))
+        decode = (lambda: _deep_png(path, image, channels)) if deep else (lambda: _decoded(image, stored, clear))
         yield OpenFile(Header(height, width, channels, dtype), decode)
+
+
+def _orientation(path: str | Path, image: Any) -> int:
+    """EXIF's orientation of an image, without decoding a PNG that has none."""
+    if image.format == "PNG" and not _EXIF_KEYS & image.info.keys() and not _has_chunk(path, b"eXIf"):
+        return 1
+    return image.getexif().get(ORIENTATION, 1)
+
+
+_EXIF_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
+
+
+def _has_chunk(path: str | Path, kind: bytes) -> bool:
+    """Whether a PNG has a chunk of this kind."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            if head[4:] == kind:
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 # Modes in which Pillow opens colour PNGs of 16 bits, of which it would drop the lower 8.
@@ -138,12 +159,15 @@ def _plain_mode(image: Any, stored: bool) -> tuple[int, str]:
     return 1 if grey else 3, "uint8"
 
 
-def _decoded(image: Any, stored: bool) -> NDArray:
+def _decoded(image: Any, stored: bool, clear: bool) -> NDArray:
     from PIL import ImageOps
 
     image.load()
     image = ImageOps.exif_transpose(image)  # a TIFF is upright already
-    if image.mode == "1":
+    if clear and image.mode in ("RGBA", "LA"):
+        array = np.asarray(image)
+        array = array[..., :-1] * (array[..., -1:] > 0)
+    elif image.mode == "1":
         image = image.convert("L")
         array = np.asarray(image) // 255 if stored else np.asarray(image)
     elif image.mode in ("L", "F") or image.mode.startswith("I") or (stored and image.mode == "P"):
@@ -165,7 +189,7 @@ def _deep_png(path: str | Path, image: Any, channels: int) -> NDArray:
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    orientation = image.getexif().get(ORIENTATION, 1)
+    orientation = _orientation(path, image)
     content = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
     values = decode_image(content, mode=ImageReadMode.UNCHANGED)
     return upright(values.permute(1, 2, 0).numpy()[..., :channels], orientation)
@@ -186,7 +210,7 @@ def upright(array: NDArray, orientation: int) -> NDArray:
 
 
 @contextmanager
-def _tiff(path: str | Path, stored: bool, max_pixels: int) -> Iterator[OpenFile]:
+def _tiff(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Iterator[OpenFile]:
     """By Pillow what it reads rightly, the rest by tifffile: several pages, many channels, and more than 8 bits."""
     from PIL import Image, UnidentifiedImageError
 
@@ -196,7 +220,7 @@ def _tiff(path: str | Path, stored: bool, max_pixels: int) -> Iterator[OpenFile]
     except (UnidentifiedImageError, OSError, KeyError, ValueError):
         by_pillow = False
     if by_pillow:
-        with _pillow(path, stored, max_pixels) as file:
+        with _pillow(path, stored, clear, max_pixels) as file:
             yield file
         return
     import tifffile
@@ -236,7 +260,7 @@ def _fits_pillow(image: Any) -> bool:
 
 
 @contextmanager
-def _numpy(path: str | Path, stored: bool, max_pixels: int) -> Iterator[OpenFile]:
+def _numpy(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Iterator[OpenFile]:
     """An array (H, W), (H, W, C) or (C, H, W): of the first and the last side the smaller one counts the channels."""
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(loaded, np.ndarray):

@@ -3,12 +3,15 @@
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +24,7 @@ from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 
 LISTED = 20  # bad files that are named on the terminal
+SHOWN_FROM = 200  # files whose check shows its progress
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +124,9 @@ class OnDisk:
                 "crops them, or data.resize=pad"
             )
         return replace(self, augments=first), rest
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.samples]
 
     def in_memory(self) -> InMemory:
         """The split decoded at once, unaltered."""
@@ -231,8 +238,11 @@ def check_files(check: Callable[[Any], Any], items: Sequence[Any], workers: int,
         except DataError as error:
             return error
 
+    silent = len(items) < SHOWN_FROM or not sys.stderr.isatty()
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        results = list(pool.map(safe, items))
+        done = pool.map(safe, items)
+        console = Console(stderr=True)
+        results = list(track(done, "check files", len(items), console=console, disable=silent, transient=True))
     faults = [str(result) for result in results if isinstance(result, DataError)]
     if not faults:
         return results

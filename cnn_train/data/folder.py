@@ -11,6 +11,7 @@ from cnn_train.data.decode import MAX_PIXELS, SUFFIXES, images_in, left_out
 from cnn_train.data.disk import OnDisk, as_sources, num_workers, survey, warn_of_absent
 from cnn_train.data.images import Reader, training_size
 from cnn_train.data.splits import (
+    by_table,
     check_fractions,
     cut,
     describe,
@@ -39,36 +40,41 @@ def folder(
     test_fraction: float = 0.2,
     folds: int | None = None,
     fold: int = 0,
+    splits: str | None = None,
     published: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Data:
     """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
 
     A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
-    With `folds` the test split is the part `fold` of so many, see `splits.in_folds`. `published` are the number of
+    With `folds` the test split is the part `fold` of so many, see `splits.in_folds`. `splits` is a file that says which
+    file is in which split, as a run keeps it. `published` are the number of
     classes and the image size that a public set is known by. The rest is as in `image_files`. Raises DataError, which
     names the file or folder.
     """
     path = existing_folder(root, LAYOUT)
     if folds is None:
-        splits, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
+        samples, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
     else:
-        splits, class_names, notes = _in_folds(path, folds, fold, val_fraction)
-    labels = {split: Counter(label for _, label in samples) for split, samples in splits.items()}
+        samples, class_names, notes = _in_folds(path, folds, fold, val_fraction)
+    if splits is not None:
+        samples, notes = by_table(splits, path, samples), [f"splits from {splits}"]
+    labels = {split: Counter(label for _, label in part) for split, part in samples.items()}
     found = {split: [had[label] for label, _ in enumerate(class_names)] for split, had in labels.items()}
     warn_of_absent(found, class_names, "image")
     side = (published or {}).get("image_size", SIDE)
-    return image_files(path.name, "labels", splits, class_names, image_size, notes, side, **options)
+    return image_files(path.name, path, "labels", samples, class_names, image_size, notes, side, **options)
 
 
 def image_files(
     name: str,
+    root: Path,
     targets: Targets,
     splits: Mapping[str, list[tuple[str, Any]]],
     class_names: Sequence[str],
     image_size: int | Sequence[int] | None,
     notes: list[str],
-    side: int = SIDE,
+    side: int,
     *,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
@@ -96,8 +102,9 @@ def image_files(
     sources = as_sources(splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), in_memory)
     reading = reader.reading()
     data_set = DataSet(
-        name, targets, sources, class_names, reader.num_channels, size, resize=resize, reading=reading, notes=notes
-    )
+        name, targets, sources, class_names, reader.num_channels, size, resize=resize, reading=reading, notes=notes,
+        root=root,
+    )  # fmt: skip
     return Data(data_set, **batching)
 
 

@@ -20,6 +20,7 @@ from cnn_train.errors import DataError
 
 IGNORE = 255  # in label maps, whatever marks such pixels in the files
 SHOWN = 12  # colours that a proposal lists
+NEAR = 24  # values of a lossy mask that are of one level
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -27,7 +28,8 @@ Pairs = Sequence[tuple[str, str]]
 class MaskReader:
     """Reads a mask's file to class numbers (H, W) uint8, by number or by colour; DataError for what is no class.
 
-    `mask_round` takes the nearest value or colour for one that is no class, as a lossy format leaves behind.
+    Transparent pixels hold 0, or black. `mask_round` takes the nearest value or colour for one that is no class, as a
+    lossy format leaves behind.
     """
 
     classes: Sequence[str]
@@ -70,8 +72,8 @@ class MaskReader:
 
     def _values(self, path: str) -> np.ndarray:
         if self.palette is not None:
-            return _codes(read_values(path, self.max_pixels), path)
-        array = read_values(path, self.max_pixels, stored=True)
+            return _codes(read_values(path, self.max_pixels, clear=True), path)
+        array = read_values(path, self.max_pixels, stored=True, clear=True)
         if (array[..., :1] != array).any():
             raise DataError(f"{path} is a mask of colours; {_proposal(_colours_of([path], self.max_pixels))}")
         array = array[..., 0]
@@ -124,10 +126,13 @@ class MaskReader:
     def _explain_lossy(self, path: str) -> str:
         values = self._values(path)
         present, counts = np.unique(values, return_counts=True)
-        common = present[counts >= 0.01 * values.size].tolist()
+        levels: list[int] = []
+        for value, count in sorted(zip(present.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
+            if count >= 0.01 * values.size and all(abs(value - level) > NEAR for level in levels):
+                levels.append(value)
         setting = "data.mask_round=true takes the nearest class"
-        if self.palette is None and self.mask_values is None and len(common) == len(self.classes):
-            setting = f"data.mask_values={_list(common)} data.mask_round=true takes the nearest"
+        if self.palette is None and self.mask_values is None and len(levels) == len(self.classes):
+            setting = f"data.mask_values={_list(sorted(levels))} data.mask_round=true takes the nearest"
         return f"{path} is a JPEG, which is lossy: it holds {len(present)} values; export masks as PNG, or {setting}"
 
 
@@ -196,7 +201,7 @@ def _check_colours(pairs: Pairs, reader: MaskReader) -> None:
     if reader.palette is not None or not pairs:
         return
     try:
-        first = read_values(pairs[0][1], reader.max_pixels, stored=True)
+        first = read_values(pairs[0][1], reader.max_pixels, stored=True, clear=True)
         if (first[..., :1] == first).all():
             return
         colours = _colours_of([mask for _, mask in pairs[:50]], reader.max_pixels)
@@ -209,7 +214,7 @@ def _colours_of(masks: Sequence[str], max_pixels: int) -> Counter[int]:
     """How often each colour occurs in these masks, by code."""
     found: Counter[int] = Counter()
     for mask in masks:
-        codes, counts = np.unique(_codes(read_values(mask, max_pixels), mask), return_counts=True)
+        codes, counts = np.unique(_codes(read_values(mask, max_pixels, clear=True), mask), return_counts=True)
         found.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
     return found
 

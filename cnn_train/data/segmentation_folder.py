@@ -14,12 +14,14 @@ from cnn_train.data.folder import chosen_size, reader_notes
 from cnn_train.data.images import common_size
 from cnn_train.data.masks import IGNORE, MaskReader, check_masks, mask_reader
 from cnn_train.data.splits import (
+    by_table,
     check_fractions,
     cut,
     describe,
     existing_folder,
     missing_splits,
     split_folders,
+    subfolders,
     what_is_in,
 )
 from cnn_train.data.targets import TargetSpec
@@ -29,6 +31,20 @@ VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
+USUAL = {  # other names of the two folders, in small letters
+    "images": {"image", "img", "imgs", "jpegimages", "photos", "photographs", "rgb"},
+    "masks": {
+        "mask",
+        "labels",
+        "label",
+        "annotations",
+        "annotation",
+        "segmentationclass",
+        "gt",
+        "ground_truth",
+        "targets",
+    },
+}
 SIDE = 256  # what large images are brought to unasked
 Splits = dict[str, list[tuple[str, str]]]
 
@@ -50,6 +66,7 @@ def segmentation_folder(
     mask_suffix: str = "",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
+    splits: str | None = None,
     max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Data:
@@ -61,14 +78,17 @@ def segmentation_folder(
 
     `classes` are the names of the classes 0, 1, ..., or their number. A mask holds class numbers, or the numbers listed
     in `mask_values` (the first is class 0), or the colours listed in `palette`; pixels of `ignore_index` or
-    `ignore_color` count nowhere; `mask_round` is as in `MaskReader`. The rest is as in `pairs_of_files`.
+    `ignore_color` count nowhere; `mask_round` is as in `MaskReader`, `splits` as in `data.folder`. The rest is as in
+    `pairs_of_files`.
     """
     path = existing_folder(root, _layout(images, masks))
-    splits, notes = find_pairs(path, images, masks, mask_suffix, {"val": val_fraction, "test": test_fraction})
+    pairs, notes = find_pairs(path, images, masks, mask_suffix, {"val": val_fraction, "test": test_fraction})
+    if splits is not None:
+        pairs, notes = by_table(splits, path, pairs), [f"splits from {splits}"]
     reader = mask_reader(
-        classes, palette, mask_values, ignore_index, ignore_color, mask_round, max_pixels, splits["train"]
+        classes, palette, mask_values, ignore_index, ignore_color, mask_round, max_pixels, pairs["train"]
     )
-    return pairs_of_files(path.name, splits, reader, image_size, notes, max_pixels=max_pixels, **options)
+    return pairs_of_files(path.name, path, pairs, reader, image_size, notes, max_pixels=max_pixels, **options)
 
 
 def voc(
@@ -102,11 +122,12 @@ def voc(
     splits["test"] = splits["val"]
     reader = MaskReader(VOC_CLASSES, None, None, 255, None, MAX_PIXELS)
     size = image_size if image_size is not None else (published or {}).get("image_size")
-    return pairs_of_files(f"voc{year}", splits, reader, size, [], cache_dir=cache_dir, **options)
+    return pairs_of_files(f"voc{year}", folder, splits, reader, size, [], cache_dir=cache_dir, **options)
 
 
 def pairs_of_files(
     name: str,
+    root: Path,
     splits: Splits,
     reader: MaskReader,
     image_size: int | Sequence[int] | None,
@@ -154,7 +175,7 @@ def pairs_of_files(
     common = OnDisk([], size, resize, bands, spec, reader, workers=count, one_size=same, cache_dir=cache_dir)
     data_set = DataSet(
         name, "maps", as_sources(splits, common, in_memory), reader.classes, bands.num_channels, size,
-        ignore_index=IGNORE, resize=resize, reading=bands.reading(), notes=notes,
+        ignore_index=IGNORE, resize=resize, reading=bands.reading(), notes=notes, root=root,
         one_by_one=resize == "own" and not (own["val"] and own["test"]),
     )  # fmt: skip
     return Data(data_set, **batching)
@@ -176,7 +197,10 @@ def find_pairs(
         for folder in pair:
             if not folder.is_dir():
                 holds = what_is_in(folder.parent) if folder.parent.is_dir() else "nothing"
-                raise DataError(f"no folder {folder}: {folder.parent} holds {holds}; expected {_layout(images, masks)}")
+                raise DataError(
+                    f"no folder {folder}: {folder.parent} holds {holds}; expected {_layout(images, masks)}"
+                    + _other_name(folder, "images" if folder == pair[0] else "masks")
+                )
     splits = {split: _pairs(*pair, mask_suffix) for split, pair in places.items()}
     missing = missing_splits(places)
     if missing:
@@ -192,6 +216,14 @@ def find_pairs(
     if ignored := left_out([folder for pair in places.values() for folder in pair]):
         notes.append(f"left out as no images: {ignored}")
     return splits, notes
+
+
+def _other_name(folder: Path, setting: str) -> str:
+    """The setting to try where a folder beside the one that is missing has another usual name."""
+    if not folder.parent.is_dir():
+        return ""
+    names = [path.name for path in subfolders(folder.parent) if path.name.lower() in USUAL[setting]]
+    return f"; data.{setting}={names[0]} if these are the {setting}" if names else ""
 
 
 def _places(root: Path, images: str, masks: str) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path]]:

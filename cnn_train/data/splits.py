@@ -1,6 +1,8 @@
 """Folders of splits: found by their usual names, or cut from one by file name."""
 
+import csv
 import hashlib
+import io
 import os
 import warnings
 from collections import Counter
@@ -16,6 +18,7 @@ NAMES = {
     "test": ("test", "testing", "eval"),
 }
 Item = TypeVar("Item")
+Target = TypeVar("Target")
 
 
 def existing_folder(root: str | Path | None, layout: str) -> Path:
@@ -59,7 +62,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
                     f"{found[split]} and {path.name} both look like the {split} split; rename or remove one"
                 )
             found[split] = path
-    return found
+    return {split: found[split] for split in NAMES if split in found}
 
 
 def describe(folders: Mapping[str, Path], missing: Sequence[str]) -> str:
@@ -103,6 +106,41 @@ def cut_by_name(names: Sequence[str], fractions: Sequence[float]) -> list[list[i
     return [*parts, sorted(order)]
 
 
+def split_table(splits: Mapping[str, Sequence[str]], root: Path | None) -> str:
+    """The files of each split as CSV, path and split a line; paths are relative to `root`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "split"])
+    for split, paths in splits.items():
+        writer.writerows([Path(path).relative_to(root).as_posix() if root else path, split] for path in paths)
+    return text.getvalue()
+
+
+def by_table(
+    file: str, root: Path, splits: Mapping[str, Sequence[tuple[str, Target]]]
+) -> dict[str, list[tuple[str, Target]]]:
+    """The samples of `splits`, divided as a table of `split_table` says. DataError for files that are not in both."""
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8", newline="") as content:
+            rows = [(row["path"], row["split"]) for row in csv.DictReader(content)]
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        raise DataError(f"cannot read data.splits={file}: {error}; it needs the columns path and split") from error
+    samples = {
+        Path(path).relative_to(root).as_posix(): (path, target) for part in splits.values() for path, target in part
+    }
+    unknown = next((path for path, _ in rows if path not in samples), None)
+    if unknown is not None:
+        raise DataError(f"{file} names {unknown}, which is not in {root}")
+    if left := sorted(samples.keys() - {path for path, _ in rows}):
+        raise DataError(f"{file} does not name {left[0]} of {root} ({len(left)} files); add them or cut anew")
+    divided: dict[str, list[tuple[str, Target]]] = {split: [] for split in NAMES}
+    for path, split in rows:
+        if split not in divided:
+            raise DataError(f"{file} puts {path} into {split!r}; a split is train, val or test")
+        divided[split].append(samples[path])
+    return divided
+
+
 def in_folds(
     labels: Sequence[int], groups: Sequence[Hashable], folds: int, fold: int, val_fraction: float
 ) -> tuple[dict[str, list[int]], str]:
@@ -131,7 +169,7 @@ def in_folds(
 
 def group_parts(labels: Sequence[int], groups: Sequence[Hashable], parts: int) -> list[tuple[list[int], list[int]]]:
     """The rest and each part, of which every class and no group is divided."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class of fewer samples than parts is not in each of them
@@ -139,5 +177,7 @@ def group_parts(labels: Sequence[int], groups: Sequence[Hashable], parts: int) -
             labels = [0] * len(labels)
         number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
         numbers = [number[group] for group in groups]
-        cuts = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, numbers)
+        # Without groups the shares are exact.
+        kind = StratifiedKFold if len(number) == len(labels) else StratifiedGroupKFold
+        cuts = kind(parts, shuffle=True, random_state=0).split(labels, labels, numbers)
         return [(rest.tolist(), part.tolist()) for rest, part in cuts]
