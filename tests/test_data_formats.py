@@ -233,6 +233,8 @@ def test_a_fourth_channel_is_kept_unless_it_is_alpha(tmp_path):
     deep = four.astype(np.uint16) * 7
     (tmp_path / "deep.png").write_bytes(png_16(deep))
     assert np.array_equal(read_values(tmp_path / "deep.png"), deep[..., :3])
+    (tmp_path / "deep.png").write_bytes(png_16(deep[..., :2]))
+    assert "grey of 16 bits with alpha" in fault_of(tmp_path / "deep.png")
 
 
 # -- Files -------------------------------------------------------------------------------------------------------------
@@ -368,12 +370,12 @@ def test_one_class_is_an_error(tmp_path):
 
 
 def test_large_images_are_made_smaller_unasked(tmp_path):
-    large = np.zeros((600, 900, 3), np.uint8)
-    root = classes(tmp_path / "large", lambda path, number: save(path.with_suffix(".png"), large))
+    large = np.zeros((520, 780, 3), np.uint8)
+    root = classes(tmp_path / "large", lambda path, number: save(path.with_suffix(".png"), large, compress_level=0), 3)
     data = build(root, mean=[0.5] * 3, std=[0.5] * 3)
     assert data.image_size == (224, 320)
-    assert "images of 600x900 are trained at 224x320 (image_size= chooses)" in data.notes
-    assert build(root, image_size=[600, 900], mean=[0.5] * 3, std=[0.5] * 3).image_size == (600, 900)
+    assert "images of 520x780 are trained at 224x320 (image_size= chooses)" in data.notes
+    assert build(root, image_size=[520, 780], mean=[0.5] * 3, std=[0.5] * 3).image_size == (520, 780)
     assert training_size((512, 400), 224) == (512, 400) and training_size((3000, 3000), 256) == (256, 256)
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,15 @@ def _pillow(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Ite
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         _limit(path, width, height, max_pixels)
-        deep = image.format == "PNG" and any("16" in str(tile.args) for tile in image.tile) and image.mode in _DEEP
+        layout = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
         if image.format != "TIFF" and _orientation(path, image) in (5, 6, 7, 8):
             width, height = height, width
-        channels, dtype = (_DEEP[image.mode], "uint16") if deep else _plain_mode(image, stored)
-        decode = (lambda: _deep_png(path, image, channels)) if deep else (lambda: _decoded(image, stored, clear))
+        if layout in _DEEP:
+            channels, dtype = _DEEP[layout], "uint16"
+            decode = partial(_deep_png, path, image, layout, channels)
+        else:
+            channels, dtype = _plain_mode(image, stored)
+            decode = partial(_decoded, image, stored, clear)
         yield OpenFile(Header(height, width, channels, dtype), decode)
 
 
@@ -146,8 +151,8 @@ def _has_chunk(path: str | Path, kind: bytes) -> bool:
     return False
 
 
-# Modes in which Pillow opens colour PNGs of 16 bits, of which it would drop the lower 8.
-_DEEP = {"RGB": 3, "RGBA": 3, "LA": 1}
+# How PNGs of 16 bits are stored of which Pillow would drop the lower 8, and their channels without alpha.
+_DEEP = {"RGB;16B": 3, "RGBA;16B": 3, "LA;16B": 1}
 
 
 def _plain_mode(image: Any, stored: bool) -> tuple[int, str]:
@@ -184,15 +189,21 @@ def _decoded(image: Any, stored: bool, clear: bool) -> NDArray:
     return array.reshape(*array.shape[:2], -1)
 
 
-def _deep_png(path: str | Path, image: Any, channels: int) -> NDArray:
-    """A PNG of 16 bits with several channels, without alpha, by torchvision."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
+def _deep_png(path: str | Path, image: Any, layout: str, channels: int) -> NDArray:
+    """A PNG of 16 bits with several channels, without alpha.
 
+    Pillow has no mode for it and takes the upper byte of each value. Told that the bytes are in the other order, it
+    takes the lower one.
+    """
+    from PIL import Image
+
+    if layout == "LA;16B":
+        raise DataError(f"cannot read {path}: grey of 16 bits with alpha; save it without alpha")
     orientation = _orientation(path, image)
-    content = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
-    values = decode_image(content, mode=ImageReadMode.UNCHANGED)
-    return upright(values.permute(1, 2, 0).numpy()[..., :channels], orientation)
+    with Image.open(path, formats=("PNG",)) as lower:
+        lower.tile = [tile._replace(args=f"{layout[:-1]}L") for tile in lower.tile]
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(lower)
+    return upright(values[..., :channels], orientation)
 
 
 def upright(array: NDArray, orientation: int) -> NDArray:
