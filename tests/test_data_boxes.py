@@ -125,3 +125,25 @@ def test_data_of_boxes_is_batched_and_refuses_what_cannot_move_them():
 def test_boxes_are_packed():
     packed = pack_boxes([torch.ones(2, 6), torch.zeros(0, 6)])
     assert packed.shape == (2, 2, 6) and packed[1].tolist() == [list(UNUSED)] * 2
+
+
+def test_boxes_of_files_are_read_in_workers_as_alone(tmp_path):
+    from PIL import Image
+
+    from cnn_train.data.disk import OnDisk
+    from cnn_train.data.images import Reader
+
+    images, boxes = scene(5)
+    samples = []
+    for i, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+        samples.append((str(tmp_path / f"{i}.png"), boxes[i, : i % 2 + 1][boxes[i, : i % 2 + 1, 4] >= 0]))
+    common = {"size": (30, 40), "how": "stretch", "reader": Reader(1), "spec": SPEC}
+    alone = OnDisk(samples, **common)
+    image, target = alone.load(3, None, 0)
+    assert image.shape == (1, 30, 40) and target.shape == (1, 6) and alone.class_counts(3).tolist() == [0, 0, 5]
+    assert torch.allclose(target[0, :4], boxes[3, 0, :4] / 2) and target[0, 4] == 2
+    cpu, order = torch.device("cpu"), [torch.tensor([4, 1]), torch.tensor([0])]
+    shared = OnDisk(samples, **common, workers=1).batches(order, None, 0, cpu)
+    for (a, b), (c, d) in zip(alone.batches(order, None, 0, cpu), shared, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)

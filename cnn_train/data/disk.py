@@ -54,6 +54,10 @@ class OnDisk:
     one_size: bool = True  # whether images that are left as they are can make a batch
     cache_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        boxes = [len(target) for _, target in self.samples] if self.spec.kind == "boxes" else []
+        self._most_boxes = max(boxes, default=0)
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -76,7 +80,7 @@ class OnDisk:
             assert self.read_mask is not None
             return self.read_mask(raw)
         if self.spec.kind == "boxes":
-            return pack_boxes([raw], max(len(boxes) for _, boxes in self.samples))[0]
+            return pack_boxes([raw], self._most_boxes)[0]
         return torch.tensor(raw)
 
     def batches(
@@ -145,7 +149,9 @@ class OnDisk:
 
         def compute() -> list[list[float]]:
             loaded = self._loaded(_Histograms(self), chosen, _sum, torch.device("cpu"))
-            return [values.tolist() for values in histogram_statistics(sum(loaded, torch.zeros(1, 1)))]
+            return [
+                values.tolist() for values in histogram_statistics(sum(loaded, torch.zeros(1, 1, dtype=torch.int64)))
+            ]
 
         files = [path for path, _ in self.samples]
         settings = f"{self.size} {self.how} {self.reader}"

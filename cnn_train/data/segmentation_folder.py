@@ -33,17 +33,7 @@ VOC_CLASSES = [
 ]  # fmt: skip
 USUAL = {  # other names of the two folders, in small letters
     "images": {"image", "img", "imgs", "jpegimages", "photos", "photographs", "rgb"},
-    "masks": {
-        "mask",
-        "labels",
-        "label",
-        "annotations",
-        "annotation",
-        "segmentationclass",
-        "gt",
-        "ground_truth",
-        "targets",
-    },
+    "masks": {"mask", "label", "labels", "annotation", "annotations", "segmentationclass", "gt", "ground_truth"},
 }
 SIDE = 256  # what large images are brought to unasked
 Splits = dict[str, list[tuple[str, str]]]
