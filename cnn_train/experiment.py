@@ -387,7 +387,7 @@ def show_header(cfg: DictConfig, task: Task, trainer: L.Trainer, folder: Path, s
     alone = cfg.choices.norm == "syncbn" and trainer.world_size == 1
     rows = {
         "model": f"{cfg.choices.model}, {count:,} parameters",
-        "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}" + "".join(f"; {note}" for note in data.notes),
+        "data": "; ".join([f"{data.name}, {sizes}", f"{data.num_classes} classes, {shape}", *data.notes]),
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {precision(cfg)}",
         **({"norm": "syncbn with one process is bn"} if alone else {}),
