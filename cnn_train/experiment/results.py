@@ -42,7 +42,7 @@ def show_header(experiment: Experiment, start: str = "") -> None:
         device = machine.accelerator
     rows = {
         "model": f"{cfg.choices.model}, {count:,} parameters",
-        "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}",
+        "data": "; ".join([f"{data.name}, {sizes}", f"{data.num_classes} classes, {shape}", *data.notes]),
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
