@@ -248,7 +248,7 @@ def test_divergence_is_told(tmp_path):
         (["monitor=val/iou"], ConfigError, "choose one of val/loss, val/acc"),
         (["model=resnet18", "data.batch_size=1", "trainer.limit_batches=2"], ConfigError, "norm=gn"),
         (["weights=nowhere.ckpt"], ConfigError, "no checkpoint at nowhere.ckpt"),
-        (["data.normalize=zca"], DataError, "standardize, minmax or none"),
+        (["data.normalize=zca"], ConfigError, "standardize, minmax, none"),
         (["trainer=gpu"], EnvError, "use trainer=cpu"),
     ],
 )  # fmt: skip
