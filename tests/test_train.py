@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cnn_train.config.compose import compose
-from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
+from cnn_train.errors import ConfigError, DivergedError, EnvError
 from cnn_train.experiment.evaluate import evaluate
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
