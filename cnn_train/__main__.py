@@ -10,6 +10,7 @@ from cnn_train.cli.help import help_text
 from cnn_train.cli.line import FLAGS, split
 from cnn_train.commands import COMMANDS
 from cnn_train.config.choices import Choices
+from cnn_train.config.own import make_importable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(arguments: Sequence[str]) -> int:
     """Call the command that a line names; its exit code."""
     line = split(arguments, COMMANDS)
+    make_importable(line.config_dir)
     if "--help" in line.flags:
         print(help_text(Choices.find(line.config_dir), COMMANDS))
         return 0

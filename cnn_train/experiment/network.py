@@ -2,12 +2,15 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from cnn_train.config.build import build, build_layers
+from cnn_train.config.choices import Choices
+from cnn_train.config.signatures import signature
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
 from cnn_train.layers.init import lsuv_calibrate
@@ -16,13 +19,15 @@ from cnn_train.models.network import main_scores, min_size
 from cnn_train.models.weights import load_weights
 from cnn_train.runs import checkpoint
 
+PARTS = ("norm", "act", "pool", "global_pool", "upsample", "init")  # what `layers` holds
+
 
 def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.Module, Data]:
     """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
-    network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    network = build_network(cfg, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
     least = min_size(network)
     if min(data.image_size) < least:
         if cfg.image_size is not None:
@@ -37,6 +42,26 @@ def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.
     elif layers.needs_images:
         lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
+
+
+def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
+    """The network, given what its builder takes of `num_classes`, `in_channels` and `layers`.
+
+    ConfigError if parts were chosen that it cannot be given.
+    """
+    takes = signature(cfg.model._target_)
+    network = build(cfg.model, **{k: v for k, v in given.items() if takes.open_ended or k in takes.parameters})
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model={cfg.choices.model} must build an nn.Module, got {type(network).__name__}")
+    if not takes.open_ended and "layers" not in takes.parameters:
+        defaults = Choices.find().defaults()
+        chosen = [f"{group}={cfg.choices[group]}" for group in PARTS if cfg.choices[group] != defaults[group]]
+        if chosen:
+            raise ConfigError(
+                f"{', '.join(chosen)} cannot be put into model={cfg.choices.model}, whose builder takes no `layers`; "
+                "leave it out, or give the builder that parameter"
+            )
+    return network
 
 
 def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
@@ -72,6 +97,10 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error
+    if scores.ndim > 1 and scores.size(1) != data.num_classes:
+        raise ConfigError(
+            f"{model} gives {scores.size(1)} scores, but data={cfg.choices.data} has {data.num_classes} classes"
+        )
     maps = scores.ndim == 4
     if maps != (data.task == "segmentation"):
         kind = "segmentation" if maps else "classification"
