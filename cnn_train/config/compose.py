@@ -68,9 +68,7 @@ class Composer:
         with open_dict(config):
             config.choices = choices
         apply(config, [override for override in parsed if override not in groups], parsed)
-        config = _in_order(config)
-        check(config)
-        return config
+        return check(_in_order(config))
 
     def is_group(self, override: Override) -> bool:
         key = override.key_or_group

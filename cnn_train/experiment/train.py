@@ -6,6 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cnn_train import atomic
+from cnn_train.config import load
+from cnn_train.config.targets import grants
 from cnn_train.experiment import processes
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import secrets
@@ -23,9 +25,10 @@ def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> 
         folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
         run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
     if resume and not processes.is_one_of_several():
-        atomic.write_text(folder / "config.yaml", secrets.mask(OmegaConf.to_yaml(cfg)))
+        path = folder / "config.yaml"
+        atomic.write_text(path, secrets.mask_settings(load.text(cfg, path)))
     if (count := num_processes(cfg)) > 1 and not processes.is_one_of_several():
-        return processes.train(folder, resume, count)
+        return processes.train(folder, resume, count, grants(cfg))
     from cnn_train.experiment.build import build_callbacks, build_task
     from cnn_train.experiment.failures import saved_at_errors
     from cnn_train.experiment.network import build_network_and_data
