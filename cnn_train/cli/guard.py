@@ -8,11 +8,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cnn_train.errors import EnvError, UserError
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import signals
+from cnn_train.text import plain
 
 
 def guarded(
@@ -31,7 +33,7 @@ def guarded(
         with signals.raised():
             return run() or 0
     except signals.Interrupted as stop:
-        (tell or show)("\n".join([str(stop), *getattr(stop, "__notes__", ())]))
+        (tell or show)(plain("\n".join([str(stop), *getattr(stop, "__notes__", ())])))
         return stop.exit_code
     except KeyboardInterrupt:  # not in the main thread, where it is Interrupted
         (tell or show)("stopped")
@@ -105,13 +107,15 @@ def write_crash(folder: Path | None) -> Path | str:
 
 def show_error(message: str, notes: Iterable[str] = ()) -> None:
     paint = Paint(sys.stderr)
-    lines = [paint("error:", "1;31") + " " + " ".join(message.split())]
-    lines += ["  " + note for note in notes]
+    lines = [paint("error:", "1;31") + " " + " ".join(plain(message).split())]
+    lines += ["  " + " ".join(plain(note).split("\n")) for note in notes]
     show("\n".join(lines[:6]))
 
 
 def show(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Print on stderr, if somebody still reads it."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Paint:

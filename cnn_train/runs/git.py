@@ -57,6 +57,7 @@ def _difference(folder: Path, commit: str, top: str, objects: str, index: Path, 
     command += ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--ignore-submodules=dirty", commit]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     ours |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    ours |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}  # an older git does not know GIT_CONFIG_GLOBAL
     with tempfile.TemporaryFile() as output:
         try:
             ended = subprocess.run(
@@ -67,7 +68,7 @@ def _difference(folder: Path, commit: str, top: str, objects: str, index: Path, 
             return f"# git needed more than {TIMEOUT:g} s for the uncommitted changes\n"
         if ended.returncode:
             return ""
-        length = output.tell()
+        length = os.fstat(output.fileno()).st_size
         output.seek(0)
         if length > largest:
             digest = hashlib.file_digest(output, "sha256").hexdigest()
