@@ -247,6 +247,7 @@ def test_annotations_of_code_say_nothing_about_yaml():
 
 # -- saved configs ----------------------------------------------------------------------------------------------------
 
+
 def test_a_saved_config_loads_as_it_was_and_takes_changes(tmp_path):
     config = compose(["norm=gn", "seed=3"])
     save(config, tmp_path / "config.yaml")

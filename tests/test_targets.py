@@ -1,5 +1,6 @@
 """A config from a file: what it may name, what it may compute and fetch, and that what was checked is what is built."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,58 +18,7 @@ from cnn_train.errors import ConfigError
 CHOICES = Choices.find()
 
 # By what they do: code, files, network, and ways around a list.
-DANGEROUS = """
-os.system os.popen os.execv os.remove os.rename os.symlink os.chmod os.kill os.putenv os.makedirs posix.system
-subprocess.run subprocess.Popen subprocess.call subprocess.check_output pty.spawn multiprocessing.Process
-builtins.open builtins.eval builtins.exec builtins.compile builtins.__import__ builtins.getattr builtins.setattr
-builtins.map builtins.print io.open codecs.open pathlib.Path.write_text pathlib.Path.unlink pathlib.Path
-shutil.copy shutil.move shutil.rmtree shutil.unpack_archive tarfile.open zipfile.ZipFile tempfile.mkdtemp
-urllib.request.urlretrieve urllib.request.urlopen http.server.test socket.create_connection webbrowser.open
-smtplib.SMTP ftplib.FTP requests.get
-pickle.loads pickle.load pickle.Unpickler marshal.loads shelve.open dill.loads cloudpickle.loads joblib.load
-joblib.dump numpy.load numpy.save numpy.fromfile numpy.memmap numpy.loadtxt pandas.read_pickle
-runpy.run_path runpy.run_module importlib.import_module importlib.reload code.interact timeit.timeit pdb.run
-logging.config.fileConfig logging.FileHandler logging.os.system ctypes.CDLL functools.partial functools.reduce
-operator.attrgetter operator.methodcaller types.FunctionType types.CodeType sys.exit sys.settrace atexit.register
-signal.signal threading.Thread asyncio.run gc.get_objects yaml.load yaml.unsafe_load site.addsitedir
-distutils.core.run_setup pip.main pip._internal.main pytest.main
-torch.load torch.save torch.hub.load torch.hub.load_state_dict_from_url torch.hub.download_url_to_file
-torch.utils.model_zoo.load_url torch.jit.load torch.jit.script torch.classes.load_library torch.ops.load_library
-torch.utils.cpp_extension.load torch.utils.cpp_extension.load_inline torch.compile torch.export.load
-torch.distributed.init_process_group torch.multiprocessing.spawn torch.serialization.add_safe_globals
-torch.package.PackageImporter torch.utils.data.DataLoader torch.utils.data.TensorDataset torch.from_file
-torch.nn.Module.load_state_dict torch.nn.modules.module.torch.load torch.nn.modules.module.os.system
-torch.nn.init.warnings.warn torch.nn.init.normal_ torch.nn.parallel.DistributedDataParallel torch.nn.DataParallel
-torch.nn.modules.module.register_module_forward_hook torch.nn.modules.lazy.torch.load torch.nn.utils.parametrize.cached
-torch.nn.functional.relu torch.nn.modules.activation.torch.nn.ReLU torch.nn.Parameter
-torch.optim.optimizer.torch.load torch.optim.optimizer.register_optimizer_step_pre_hook torch.optim.lr_scheduler.StepLR
-torch.optim.swa_utils.AveragedModel torch.optim.swa_utils.update_bn
-torchvision.models.resnet18 torchvision.models.get_model torchvision.models.get_weight
-torchvision.models._api.importlib.import_module torchvision.models.resnet.load_state_dict_from_url
-torchvision.datasets.utils.download_url torchvision.datasets.CIFAR10 torchvision.io.write_file
-torchvision.io.write_png torchvision.transforms.Lambda torchvision.extension.os.system
-timm.create_model timm.models.load_state_dict timm.models.load_checkpoint timm.models.hub.download_cached_file
-timm.models.load_state_dict_from_hf timm.models.push_to_hf_hub timm.models.save_for_hf timm.models.resnet18
-timm.models.resnet.resnet50 timm.models.build_model_with_cfg timm.layers.create_act_layer timm.optim.create_optimizer
-timm.models._hub.download_from_hf timm.utils.CheckpointSaver huggingface_hub.hf_hub_download
-huggingface_hub.snapshot_download
-lightning.pytorch.LightningModule.load_from_checkpoint lightning.pytorch.Trainer lightning.pytorch.callbacks.ModelCheckpoint
-lightning.pytorch.callbacks.LambdaCallback lightning.pytorch.callbacks.BasePredictionWriter
-lightning.pytorch.callbacks.OnExceptionCheckpoint lightning.pytorch.callbacks.ModelPruning
-lightning.pytorch.loggers.WandbLogger lightning.pytorch.loggers.MLFlowLogger lightning.pytorch.loggers.CSVLogger
-lightning.pytorch.loggers.CometLogger lightning.pytorch.plugins.io.TorchCheckpointIO
-lightning.pytorch.profilers.PyTorchProfiler
-hydra.utils.instantiate hydra.utils.get_method hydra.utils.call hydra.utils.get_class hydra.main
-omegaconf.OmegaConf.register_new_resolver omegaconf.OmegaConf.save
-cnn_train.config.build.build cnn_train.config.load.load cnn_train.config.load.save cnn_train.experiment.train.train
-cnn_train.__main__.main cnn_train.atomic.write_text cnn_train.atomic.append cnn_train.runs.checkpoint.save
-cnn_train.tasks.pictures.save_picture cnn_train.data.files.remember cnn_train.data.files.read_image
-cnn_train.data.public.load cnn_train.data.digits.torch.load cnn_train.models.classification.builder
-cnn_train.models.weights.torch.load cnn_train.models.classification.lenet.nn.Module.load_state_dict
-cnn_train.layers.factory.__init__ cnn_train.layers.init._hidden cnn_train.layers.norm.math.gcd
-cnn_train.layers..norm.GroupNorm cnn_train.layers cnn_train.layers.factory.LayerFactory
-cnn_train.models.classification.lenet.nn.ReLU
-""".split()
+DANGEROUS = ["os.system", "os.popen", "os.execv", "os.remove", "os.rename", "os.symlink", "os.chmod", "os.kill", "os.putenv", "os.makedirs", "posix.system", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output", "pty.spawn", "multiprocessing.Process", "builtins.open", "builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__", "builtins.getattr", "builtins.setattr", "builtins.map", "builtins.print", "io.open", "codecs.open", "pathlib.Path.write_text", "pathlib.Path.unlink", "pathlib.Path", "shutil.copy", "shutil.move", "shutil.rmtree", "shutil.unpack_archive", "tarfile.open", "zipfile.ZipFile", "tempfile.mkdtemp", "urllib.request.urlretrieve", "urllib.request.urlopen", "http.server.test", "socket.create_connection", "webbrowser.open", "smtplib.SMTP", "ftplib.FTP", "requests.get", "pickle.loads", "pickle.load", "pickle.Unpickler", "marshal.loads", "shelve.open", "dill.loads", "cloudpickle.loads", "joblib.load", "joblib.dump", "numpy.load", "numpy.save", "numpy.fromfile", "numpy.memmap", "numpy.loadtxt", "pandas.read_pickle", "runpy.run_path", "runpy.run_module", "importlib.import_module", "importlib.reload", "code.interact", "timeit.timeit", "pdb.run", "logging.config.fileConfig", "logging.FileHandler", "logging.os.system", "ctypes.CDLL", "functools.partial", "functools.reduce", "operator.attrgetter", "operator.methodcaller", "types.FunctionType", "types.CodeType", "sys.exit", "sys.settrace", "atexit.register", "signal.signal", "threading.Thread", "asyncio.run", "gc.get_objects", "yaml.load", "yaml.unsafe_load", "site.addsitedir", "distutils.core.run_setup", "pip.main", "pip._internal.main", "pytest.main", "torch.load", "torch.save", "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file", "torch.utils.model_zoo.load_url", "torch.jit.load", "torch.jit.script", "torch.classes.load_library", "torch.ops.load_library", "torch.utils.cpp_extension.load", "torch.utils.cpp_extension.load_inline", "torch.compile", "torch.export.load", "torch.distributed.init_process_group", "torch.multiprocessing.spawn", "torch.serialization.add_safe_globals", "torch.package.PackageImporter", "torch.utils.data.DataLoader", "torch.utils.data.TensorDataset", "torch.from_file", "torch.nn.Module.load_state_dict", "torch.nn.modules.module.torch.load", "torch.nn.modules.module.os.system", "torch.nn.init.warnings.warn", "torch.nn.init.normal_", "torch.nn.parallel.DistributedDataParallel", "torch.nn.DataParallel", "torch.nn.modules.module.register_module_forward_hook", "torch.nn.modules.lazy.torch.load", "torch.nn.utils.parametrize.cached", "torch.nn.functional.relu", "torch.nn.modules.activation.torch.nn.ReLU", "torch.nn.Parameter", "torch.optim.optimizer.torch.load", "torch.optim.optimizer.register_optimizer_step_pre_hook", "torch.optim.lr_scheduler.StepLR", "torch.optim.swa_utils.AveragedModel", "torch.optim.swa_utils.update_bn", "torchvision.models.resnet18", "torchvision.models.get_model", "torchvision.models.get_weight", "torchvision.models._api.importlib.import_module", "torchvision.models.resnet.load_state_dict_from_url", "torchvision.datasets.utils.download_url", "torchvision.datasets.CIFAR10", "torchvision.io.write_file", "torchvision.io.write_png", "torchvision.transforms.Lambda", "torchvision.extension.os.system", "timm.create_model", "timm.models.load_state_dict", "timm.models.load_checkpoint", "timm.models.hub.download_cached_file", "timm.models.load_state_dict_from_hf", "timm.models.push_to_hf_hub", "timm.models.save_for_hf", "timm.models.resnet18", "timm.models.resnet.resnet50", "timm.models.build_model_with_cfg", "timm.layers.create_act_layer", "timm.optim.create_optimizer", "timm.models._hub.download_from_hf", "timm.utils.CheckpointSaver", "huggingface_hub.hf_hub_download", "huggingface_hub.snapshot_download", "lightning.pytorch.LightningModule.load_from_checkpoint", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.BasePredictionWriter", "lightning.pytorch.callbacks.OnExceptionCheckpoint", "lightning.pytorch.callbacks.ModelPruning", "lightning.pytorch.loggers.WandbLogger", "lightning.pytorch.loggers.MLFlowLogger", "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.CometLogger", "lightning.pytorch.plugins.io.TorchCheckpointIO", "lightning.pytorch.profilers.PyTorchProfiler", "hydra.utils.instantiate", "hydra.utils.get_method", "hydra.utils.call", "hydra.utils.get_class", "hydra.main", "omegaconf.OmegaConf.register_new_resolver", "omegaconf.OmegaConf.save", "cnn_train.config.build.build", "cnn_train.config.load.load", "cnn_train.config.load.save", "cnn_train.experiment.train.train", "cnn_train.__main__.main", "cnn_train.atomic.write_text", "cnn_train.atomic.append", "cnn_train.runs.checkpoint.save", "cnn_train.tasks.pictures.save_picture", "cnn_train.data.files.remember", "cnn_train.data.files.read_image", "cnn_train.data.public.load", "cnn_train.data.digits.torch.load", "cnn_train.models.classification.builder", "cnn_train.models.weights.torch.load", "cnn_train.models.classification.lenet.nn.Module.load_state_dict", "cnn_train.layers.factory.__init__", "cnn_train.layers.init._hidden", "cnn_train.layers.norm.math.gcd", "cnn_train.layers..norm.GroupNorm", "cnn_train.layers", "cnn_train.layers.factory.LayerFactory", "cnn_train.models.classification.lenet.nn.ReLU"]
 SHIPPED = sorted((place, target) for place, targets in shipped().items() for target in targets)
 PLACES = [*OPEN_GROUPS, "callbacks.mine", "logger.mine", "augment.augments[0]", "loss.losses[1]", "trainer.plugins[0]"]
 
@@ -98,9 +48,11 @@ def test_every_shipped_choice_is_let_in_as_it_is_composed():
 @pytest.mark.parametrize(
     ("place", "target", "allowed"),
     [
-        ("act", "torch.nn.ReLU", True), ("act", "torch.nn.modules.activation.CELU", True), ("act", "torch.nn.CELU", True),
+        ("act", "torch.nn.ReLU", True), ("act", "torch.nn.modules.activation.CELU", True),
+        ("act", "torch.nn.CELU", True),
         ("norm", "torch.nn.GroupNorm", True), ("loss", "torch.nn.HuberLoss", True), ("loss", "torch.nn.Linear", False),
-        ("optimizer", "torch.optim.NAdam", True), ("optimizer", "torch.nn.ReLU", False), ("act", "torch.optim.SGD", False),
+        ("optimizer", "torch.optim.NAdam", True), ("optimizer", "torch.nn.ReLU", False),
+        ("act", "torch.optim.SGD", False),
         ("optimizer", "torch.optim.Optimizer", True), ("model", "cnn_train.layers.init.he_normal", False),
         ("init", "cnn_train.models.classification.lenet.lenet5", False), ("data", "torch.nn.ReLU", False),
         ("augment", "cnn_train.data.augment.Flip", True), ("data.augment", "cnn_train.data.augment.Flip", True),
@@ -157,7 +109,7 @@ def test_what_is_called_is_not_computed(target, tmp_path):
 def test_only_references_and_the_environment_are_interpolated(value, tmp_path):
     saved(tmp_path)
     path = tmp_path / "config.yaml"
-    path.write_text(path.read_text().replace("monitor: null", f"monitor: {value!r}"))
+    path.write_text(re.sub(r"(?m)^monitor: .*$", lambda _: f"monitor: {value!r}", path.read_text()))
     with pytest.raises(ConfigError, match="monitor"):
         load(tmp_path)
 
@@ -217,6 +169,7 @@ def test_checking_does_not_write_into_what_is_checked():
     config = compose(["name=a"])
     config.name = 123
     assert check(config).name == "123" and config.name == 123
+    OmegaConf.set_struct(config, False)
     config.act = {"_target_": "${choices.mine}"}
     config.choices.mine = "torch.nn.ReLU"
     kept = OmegaConf.to_container(check(config), resolve=False)
@@ -227,28 +180,27 @@ def test_checking_does_not_write_into_what_is_checked():
 
 
 def test_ones_own_code_takes_a_word(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("raise SystemExit('imported')\ndef net(num_classes, in_channels, layers): ...\n")
+    (tmp_path / "mine.py").write_text(
+        "raise SystemExit('imported')\ndef net(num_classes, in_channels, layers, dropout): ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "run").mkdir()
     saved(tmp_path / "run", model={"_target_": "mine.net"})
-    with pytest.raises(ConfigError, match=r"^model\._target_: 'mine\.net' is not allowed .*--trust mine lets") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^model\._target_: 'mine\.net' is not allowed .*--trust mine lets"
+    ) as caught:
         load(tmp_path / "run")
     assert "\n" not in str(caught.value)
     for word in ("mine", "mine.net"):
-        assert load(tmp_path / "run", trust=[word]).model == {"_target_": "mine.net"}
+        assert load(tmp_path / "run", trust=[word]).model._target_ == "mine.net"
     for word in ("min", "mine.other", "", "mine.net.x", "torch"):
         with pytest.raises(ConfigError, match="not allowed"):
             load(tmp_path / "run", trust=[word])
 
 
 def test_a_worker_may_what_its_parent_composed_and_no_more(tmp_path):
-    composed = compose(
-        ["data=cifar10", "data.download=true", "model._target_=torch.nn.Flatten", "+act._args_=[]", "act=relu"]
-    )
-    words = grants(composed)
-    assert words == ["trust=torch.nn.ReLU", "may=data.download"] or sorted(words) == sorted(
-        ["trust=torch.nn.ReLU", "may=data.download"]
-    )
+    composed = compose(["data=cifar10", "data.download=true", "act=relu", "+act._args_=[]"])
+    assert grants(composed) == ["may=data.download", "trust=torch.nn.ReLU"]
     assert grants(compose(["model=deeplabv3", "augment=imagenet"])) == []
     saved(tmp_path, act={"_target_": "os.system", "command": "x"})
     with pytest.raises(ConfigError, match=r"os\.system"):
@@ -260,11 +212,11 @@ def test_a_worker_may_what_its_parent_composed_and_no_more(tmp_path):
     assert loaded == composed and loaded.data.download is True
 
 
-def test_the_rank_of_a_worker_changes_nothing(tmp_path, monkeypatch):
-    saved(tmp_path, "data=cifar10", data__download="${oc.env:LOCAL_RANK,false}")
-    assert load(tmp_path).data.download is False
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ConfigError, match="download"):
+def test_what_a_worker_sees_otherwise_is_checked_there(tmp_path, monkeypatch):
+    saved(tmp_path, "model=timm", model__name="${oc.env:LOCAL_RANK,resnet18}")
+    assert load(tmp_path).model.name == "resnet18"
+    monkeypatch.setenv("LOCAL_RANK", "hf-hub:evil/net")
+    with pytest.raises(ConfigError, match=r"model\.name='hf-hub:evil/net': a saved config may not fetch"):
         load(tmp_path)
 
 

@@ -17,7 +17,6 @@ from cnn_train.config.schema import check, first_line
 from cnn_train.config.targets import check_targets, is_within
 from cnn_train.errors import ConfigError
 
-
 # Groups that a finished run may choose anew.
 AFTER_TRAINING = ("inference", "postprocess")
 

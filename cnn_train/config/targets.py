@@ -116,6 +116,8 @@ def is_allowed(target: Any, path: str) -> bool:
     if group not in SUBCLASSES:
         return False
     ancestor, packages = SUBCLASSES[group]
+    if not target.startswith(tuple(f"{package}." for package in (*packages, *EXPORTED))):
+        return False  # its package is not even looked for
     try:
         found = signature(target)
     except (NoSuchTarget, SyntaxError):

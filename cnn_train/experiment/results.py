@@ -13,6 +13,7 @@ from cnn_train.experiment.hardware import accelerator, precision, rank
 from cnn_train.runs import checkpoint
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.tasks.task import Task
+from cnn_train.text import csv_text, plain
 from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.record import writer
 
@@ -122,7 +123,7 @@ def class_table(task: Task, separator: str) -> str:
     if separator != ",":
         rows.append(["---"] * len(rows[0]))
     rows += [[name, *map(str, row)] for name, *row in zip(task.data.class_names, *columns.values(), strict=True)]
-    return "\n".join(separator.join(row) for row in rows) + "\n"
+    return csv_text(rows) if separator == "," else "\n".join(separator.join(map(plain, row)) for row in rows) + "\n"
 
 
 def show_results(task: Task, metrics: dict[str, float], folder: Path, split: str = "test") -> None:

@@ -107,7 +107,9 @@ def load(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise ConfigError(f"{path} has compressed records, which no checkpoint has; save it again with torch.save")
+                raise ConfigError(
+                    f"{path} has compressed records, which no checkpoint has; save it again with torch.save"
+                )
             if sum(record.file_size for record in records) > path.stat().st_size:
                 raise ConfigError(f"{path} is damaged or no checkpoint (its records are larger than the file)")
             damaged = archive.testzip()
