@@ -612,7 +612,8 @@ def test_a_folder_one_stands_in_is_no_library(tmp_path):
     ("text", "shown"),
     [
         ("cat", "cat"), ("\x1b[31mred\x1b[0m", "red"), ("\x1b]0;title\x07x", "x"), ("\x1b]52;c;cHduZWQ=\x1b\\x", "x"),
-        ("\x9b2Jx", "x"), ("a\rb\x00\x07\x7f", "ab"), ("a\tb\nc", "a\tb\nc"), ("\u202egpj.exe", "gpj.exe"), ("\udc80", "\ufffd"),
+        ("\x9b2Jx", "x"), ("a\rb\x00\x07\x7f", "ab"), ("a\tb\nc", "a\tb\nc"), ("\u202egpj.exe", "gpj.exe"),
+        ("\udc80", "\ufffd"),
         ("[red]x", "[red]x"), ("caf\u00e9 \u732b", "caf\u00e9 \u732b"), ("\x1bcx", "x"), ("\x1b(0x", "x"), (7, "7"),
     ],
 )  # fmt: skip
