@@ -1,5 +1,6 @@
 """Files and command lines that mean harm or are broken: none runs code, escapes its folder or ends in a traceback."""
 
+import ast
 import io
 import json
 import os
@@ -9,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import zipfile
 import zlib
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -415,11 +416,39 @@ def test_ten_runs_started_at_once_have_ten_results(tmp_path):
     assert len(results) == 10 and all(result == results[0] for result in results)
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_what_is_imported_is_declared():
+    called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "hydra": "hydra-core"}
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    declared = {Requirement(line).name.lower() for line in lines} | {"cnn_train"}
+    imported = set()
+    for path in (ROOT / "cnn_train").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.split(".")[0] for name in names}
+    missing = {called.get(name, name).lower() for name in imported - sys.stdlib_module_names} - declared
+    assert missing == set()
+
+
+def test_every_declared_package_is_pinned():
+    pinned = dict(
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for line in PROJECT["dependencies"]:
+        wanted = Requirement(line)
+        assert pinned[wanted.name.lower().replace("_", "-")] in wanted.specifier, line
+
+
 def test_versions_with_known_holes_are_excluded():
-    allowed = {Requirement(line).name: Requirement(line).specifier for line in requires("cnn-train") or []}
+    allowed = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
     for name, version in [
         ("lightning", "2.6.2"), ("lightning", "2.6.3"), ("lightning", "2.6.5"), ("torch", "2.9.1"),
-        ("hydra-core", "1.3.7"),
+        ("hydra-core", "1.3.7"), ("pillow", "12.2.0"),
     ]:  # fmt: skip
         assert version not in allowed[name], f"{name} {version}"
 

@@ -54,8 +54,8 @@ timm.models.resnet.resnet50 timm.models.build_model_with_cfg timm.layers.create_
 timm.models._hub.download_from_hf timm.utils.CheckpointSaver huggingface_hub.hf_hub_download
 huggingface_hub.snapshot_download
 lightning.pytorch.LightningModule.load_from_checkpoint lightning.pytorch.Trainer
-lightning.pytorch.callbacks.ModelCheckpoint lightning.pytorch.callbacks.LambdaCallback lightning.pytorch.callbacks.BasePredictionWriter
-lightning.pytorch.callbacks.OnExceptionCheckpoint lightning.pytorch.callbacks.ModelPruning
+lightning.pytorch.callbacks.ModelCheckpoint lightning.pytorch.callbacks.LambdaCallback
+lightning.pytorch.callbacks.BasePredictionWriter lightning.pytorch.callbacks.OnExceptionCheckpoint lightning.pytorch.callbacks.ModelPruning
 lightning.pytorch.loggers.WandbLogger lightning.pytorch.loggers.MLFlowLogger lightning.pytorch.loggers.CSVLogger
 lightning.pytorch.loggers.CometLogger lightning.pytorch.plugins.io.TorchCheckpointIO
 lightning.pytorch.profilers.PyTorchProfiler
