@@ -22,53 +22,50 @@ CODE_FILES_NETWORK = """
 os.system os.popen os.execv os.remove os.rename os.symlink os.chmod os.kill os.putenv os.makedirs posix.system
 subprocess.run subprocess.Popen subprocess.call subprocess.check_output pty.spawn multiprocessing.Process
 builtins.open builtins.eval builtins.exec builtins.compile builtins.__import__ builtins.getattr builtins.setattr
-builtins.map builtins.print io.open codecs.open pathlib.Path.write_text pathlib.Path.unlink pathlib.Path
-shutil.copy shutil.move shutil.rmtree shutil.unpack_archive tarfile.open zipfile.ZipFile tempfile.mkdtemp
+builtins.map builtins.print io.open codecs.open pathlib.Path.write_text pathlib.Path.unlink pathlib.Path shutil.copy
+shutil.move shutil.rmtree shutil.unpack_archive tarfile.open zipfile.ZipFile tempfile.mkdtemp
 urllib.request.urlretrieve urllib.request.urlopen http.server.test socket.create_connection webbrowser.open
-smtplib.SMTP ftplib.FTP requests.get
-pickle.loads pickle.load pickle.Unpickler marshal.loads shelve.open dill.loads cloudpickle.loads joblib.load
-joblib.dump numpy.load numpy.save numpy.fromfile numpy.memmap numpy.loadtxt pandas.read_pickle
-runpy.run_path runpy.run_module importlib.import_module importlib.reload code.interact timeit.timeit pdb.run
-logging.config.fileConfig logging.FileHandler logging.os.system ctypes.CDLL functools.partial functools.reduce
-operator.attrgetter operator.methodcaller types.FunctionType types.CodeType sys.exit sys.settrace atexit.register
-signal.signal threading.Thread asyncio.run gc.get_objects yaml.load yaml.unsafe_load site.addsitedir
-distutils.core.run_setup pip.main pip._internal.main pytest.main
-torch.load torch.save torch.hub.load torch.hub.load_state_dict_from_url torch.hub.download_url_to_file
-torch.utils.model_zoo.load_url torch.jit.load torch.jit.script torch.classes.load_library torch.ops.load_library
-torch.utils.cpp_extension.load torch.utils.cpp_extension.load_inline torch.compile torch.export.load
-torch.distributed.init_process_group torch.multiprocessing.spawn torch.serialization.add_safe_globals
-torch.package.PackageImporter torch.utils.data.DataLoader torch.utils.data.TensorDataset torch.from_file
-torch.nn.Module.load_state_dict torch.nn.modules.module.torch.load torch.nn.modules.module.os.system
-torch.nn.init.warnings.warn torch.nn.init.normal_ torch.nn.parallel.DistributedDataParallel torch.nn.DataParallel
-torch.nn.modules.module.register_module_forward_hook torch.nn.modules.lazy.torch.load torch.nn.utils.parametrize.cached
-torch.nn.functional.relu torch.nn.modules.activation.torch.nn.ReLU torch.nn.Parameter
-torch.optim.optimizer.torch.load torch.optim.optimizer.register_optimizer_step_pre_hook torch.optim.lr_scheduler.StepLR
-torch.optim.swa_utils.AveragedModel torch.optim.swa_utils.update_bn
-torchvision.models.resnet18 torchvision.models.get_model torchvision.models.get_weight
-torchvision.models._api.importlib.import_module torchvision.models.resnet.load_state_dict_from_url
-torchvision.datasets.utils.download_url torchvision.datasets.CIFAR10 torchvision.io.write_file
-torchvision.io.write_png torchvision.transforms.Lambda torchvision.extension.os.system
-timm.create_model timm.models.load_state_dict timm.models.load_checkpoint timm.models.hub.download_cached_file
-timm.models.load_state_dict_from_hf timm.models.push_to_hf_hub timm.models.save_for_hf timm.models.resnet18
-timm.models.resnet.resnet50 timm.models.build_model_with_cfg timm.layers.create_act_layer timm.optim.create_optimizer
-timm.models._hub.download_from_hf timm.utils.CheckpointSaver huggingface_hub.hf_hub_download
-huggingface_hub.snapshot_download
+smtplib.SMTP ftplib.FTP requests.get pickle.loads pickle.load pickle.Unpickler marshal.loads shelve.open dill.loads
+cloudpickle.loads joblib.load joblib.dump numpy.load numpy.save numpy.fromfile numpy.memmap numpy.loadtxt
+pandas.read_pickle runpy.run_path runpy.run_module importlib.import_module importlib.reload code.interact
+timeit.timeit pdb.run logging.config.fileConfig logging.FileHandler logging.os.system ctypes.CDLL functools.partial
+functools.reduce operator.attrgetter operator.methodcaller types.FunctionType types.CodeType sys.exit sys.settrace
+atexit.register signal.signal threading.Thread asyncio.run gc.get_objects yaml.load yaml.unsafe_load site.addsitedir
+distutils.core.run_setup pip.main pip._internal.main pytest.main torch.load torch.save torch.hub.load
+torch.hub.load_state_dict_from_url torch.hub.download_url_to_file torch.utils.model_zoo.load_url torch.jit.load
+torch.jit.script torch.classes.load_library torch.ops.load_library torch.utils.cpp_extension.load
+torch.utils.cpp_extension.load_inline torch.compile torch.export.load torch.distributed.init_process_group
+torch.multiprocessing.spawn torch.serialization.add_safe_globals torch.package.PackageImporter
+torch.utils.data.DataLoader torch.utils.data.TensorDataset torch.from_file torch.nn.Module.load_state_dict
+torch.nn.modules.module.torch.load torch.nn.modules.module.os.system torch.nn.init.warnings.warn torch.nn.init.normal_
+torch.nn.parallel.DistributedDataParallel torch.nn.DataParallel torch.nn.modules.module.register_module_forward_hook
+torch.nn.modules.lazy.torch.load torch.nn.utils.parametrize.cached torch.nn.functional.relu
+torch.nn.modules.activation.torch.nn.ReLU torch.nn.Parameter torch.optim.optimizer.torch.load
+torch.optim.optimizer.register_optimizer_step_pre_hook torch.optim.lr_scheduler.StepLR
+torch.optim.swa_utils.AveragedModel torch.optim.swa_utils.update_bn torchvision.models.resnet18
+torchvision.models.get_model torchvision.models.get_weight torchvision.models._api.importlib.import_module
+torchvision.models.resnet.load_state_dict_from_url torchvision.datasets.utils.download_url
+torchvision.datasets.CIFAR10 torchvision.io.write_file torchvision.io.write_png torchvision.transforms.Lambda
+torchvision.extension.os.system timm.create_model timm.models.load_state_dict timm.models.load_checkpoint
+timm.models.hub.download_cached_file timm.models.load_state_dict_from_hf timm.models.push_to_hf_hub
+timm.models.save_for_hf timm.models.resnet18 timm.models.resnet.resnet50 timm.models.build_model_with_cfg
+timm.layers.create_act_layer timm.optim.create_optimizer timm.models._hub.download_from_hf timm.utils.CheckpointSaver
+huggingface_hub.hf_hub_download huggingface_hub.snapshot_download
 lightning.pytorch.LightningModule.load_from_checkpoint lightning.pytorch.Trainer
 lightning.pytorch.callbacks.ModelCheckpoint lightning.pytorch.callbacks.LambdaCallback
-lightning.pytorch.callbacks.BasePredictionWriter lightning.pytorch.callbacks.OnExceptionCheckpoint lightning.pytorch.callbacks.ModelPruning
-lightning.pytorch.loggers.WandbLogger lightning.pytorch.loggers.MLFlowLogger lightning.pytorch.loggers.CSVLogger
-lightning.pytorch.loggers.CometLogger lightning.pytorch.plugins.io.TorchCheckpointIO
-lightning.pytorch.profilers.PyTorchProfiler
-hydra.utils.instantiate hydra.utils.get_method hydra.utils.call hydra.utils.get_class hydra.main
-omegaconf.OmegaConf.register_new_resolver omegaconf.OmegaConf.save
-cnn_train.config.build.build cnn_train.config.load.load cnn_train.config.load.save cnn_train.experiment.train.train
-cnn_train.__main__.main cnn_train.atomic.write_text cnn_train.atomic.append cnn_train.runs.checkpoint.save
-cnn_train.tasks.pictures.save_picture cnn_train.data.files.remember cnn_train.data.files.read_image
-cnn_train.data.public.load cnn_train.data.digits.torch.load cnn_train.models.classification.builder
-cnn_train.models.weights.torch.load cnn_train.models.classification.lenet.nn.Module.load_state_dict
-cnn_train.layers.factory.__init__ cnn_train.layers.init._hidden cnn_train.layers.norm.math.gcd
-cnn_train.layers..norm.GroupNorm cnn_train.layers cnn_train.layers.factory.LayerFactory
-cnn_train.models.classification.lenet.nn.ReLU
+lightning.pytorch.callbacks.BasePredictionWriter lightning.pytorch.callbacks.OnExceptionCheckpoint
+lightning.pytorch.callbacks.ModelPruning lightning.pytorch.loggers.WandbLogger lightning.pytorch.loggers.MLFlowLogger
+lightning.pytorch.loggers.CSVLogger lightning.pytorch.loggers.CometLogger
+lightning.pytorch.plugins.io.TorchCheckpointIO lightning.pytorch.profilers.PyTorchProfiler hydra.utils.instantiate
+hydra.utils.get_method hydra.utils.call hydra.utils.get_class hydra.main omegaconf.OmegaConf.register_new_resolver
+omegaconf.OmegaConf.save cnn_train.config.build.build cnn_train.config.load.load cnn_train.config.load.save
+cnn_train.experiment.train.train cnn_train.__main__.main cnn_train.atomic.write_text cnn_train.atomic.append
+cnn_train.runs.checkpoint.save cnn_train.tasks.pictures.save_picture cnn_train.data.files.remember
+cnn_train.data.files.read_image cnn_train.data.public.load cnn_train.data.digits.torch.load
+cnn_train.models.classification.builder cnn_train.models.weights.torch.load
+cnn_train.models.classification.lenet.nn.Module.load_state_dict cnn_train.layers.factory.__init__
+cnn_train.layers.init._hidden cnn_train.layers.norm.math.gcd cnn_train.layers..norm.GroupNorm cnn_train.layers
+cnn_train.layers.factory.LayerFactory cnn_train.models.classification.lenet.nn.ReLU
 """
 DANGEROUS = CODE_FILES_NETWORK.split()
 SHIPPED = sorted((place, target) for place, targets in shipped().items() for target in targets)
