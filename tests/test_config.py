@@ -13,6 +13,7 @@ from cnn_train.config.load import load, save
 from cnn_train.config.overrides import leaves
 from cnn_train.config.schema import RunConfig
 from cnn_train.config.signatures import NoSuchTarget, kinds, signature
+from cnn_train.config.targets import check_targets
 from cnn_train.errors import ConfigError
 
 CHOICES = Choices.find()
@@ -39,6 +40,7 @@ def test_every_shipped_choice_composes_and_says_what_it_is():
     for line in lines:
         config = compose(line)
         assert [word for word in line if config.choices[word.split("=")[0]] != word.split("=")[1]] == []
+        check_targets(config)
     for group, option in SHIPPED:
         assert CHOICES.describe(group, option), f"{group}/{option} has no line that says what it is"
 

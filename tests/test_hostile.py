@@ -13,7 +13,7 @@ import time
 import tomllib
 import zipfile
 import zlib
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -622,7 +622,7 @@ def test_a_folder_one_stands_in_is_no_library(tmp_path):
     mark = tmp_path / "mark"
     for name in ("random", "json", "torch", "cnn_train"):
         (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit(9)\n")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     ended = subprocess.run(
         [*WORKER, "nowhere"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
@@ -705,6 +705,9 @@ def test_an_end_is_told_where_nobody_reads_it(state, monkeypatch):
         raise DataError("no")
 
     assert guarded(fail) == 3
+    if stream is not None:
+        with suppress(OSError):
+            stream.close()
 
 
 def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cnn_train.errors import EnvError, UserError
 from cnn_train.runs import folder as run_folder
@@ -121,8 +122,11 @@ def show(text: str) -> None:
 class Paint:
     """Colours for a stream that is a terminal, unless NO_COLOR or TERM=dumb; otherwise plain text."""
 
-    def __init__(self, stream: object):
-        tty = getattr(stream, "isatty", lambda: False)()
+    def __init__(self, stream: Any):
+        try:
+            tty = stream is not None and stream.isatty()
+        except (AttributeError, ValueError):  # no stream, or a closed one
+            tty = False
         self.on = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def __call__(self, text: str, code: str) -> str:
