@@ -203,7 +203,7 @@ def _check_secrets(node: Any, path: str) -> None:
 
 def _check_closed(schema: Any, node: Any, prefix: str) -> dict[str, str]:
     """Check a typed node; numbers that have to be text, by their path."""
-    texts = {}
+    texts: dict[str, str] = {}
     expected = {f.name: f for f in fields(schema)}
     if not isinstance(node, dict):
         raise ConfigError(f"{prefix} must be a mapping, got {node!r}")
