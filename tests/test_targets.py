@@ -54,8 +54,7 @@ huggingface_hub.hf_hub_download huggingface_hub.snapshot_download
 lightning.pytorch.LightningModule.load_from_checkpoint lightning.pytorch.Trainer
 lightning.pytorch.callbacks.ModelCheckpoint lightning.pytorch.callbacks.LambdaCallback
 lightning.pytorch.callbacks.BasePredictionWriter lightning.pytorch.callbacks.OnExceptionCheckpoint
-lightning.pytorch.callbacks.ModelPruning lightning.pytorch.loggers.WandbLogger lightning.pytorch.loggers.MLFlowLogger
-lightning.pytorch.loggers.CSVLogger lightning.pytorch.loggers.CometLogger
+lightning.pytorch.callbacks.ModelPruning lightning.pytorch.loggers.CometLogger
 lightning.pytorch.plugins.io.TorchCheckpointIO lightning.pytorch.profilers.PyTorchProfiler hydra.utils.instantiate
 hydra.utils.get_method hydra.utils.call hydra.utils.get_class hydra.main omegaconf.OmegaConf.register_new_resolver
 omegaconf.OmegaConf.save cnn_train.config.build.build cnn_train.config.load.load cnn_train.config.load.save
@@ -295,12 +294,31 @@ def test_the_command_line_may_fetch(tmp_path):
     assert load(tmp_path, ["data.download=true"]).data.download is True
 
 
-@pytest.mark.parametrize("key", ["save_dir", "dirpath", "log_dir", "tracking_uri", "filename", "artifact_location"])
-def test_callbacks_and_loggers_write_nowhere_else(key):
-    node = {"_target_": "lightning.pytorch.callbacks.Timer", key: "/home/me/.ssh"}
-    with pytest.raises(ConfigError, match=key):
-        check_targets({"callbacks": {"mine": node}})
-    check_targets({"callbacks": {"mine": node}}, typed=["callbacks.mine"])
+CSV, WANDB = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.WandbLogger"
+
+
+@pytest.mark.parametrize(
+    ("group", "node"),
+    [
+        ("callbacks", {"_target_": "lightning.pytorch.callbacks.Timer", "dirpath": "x"}),
+        ("callbacks", {"_target_": "lightning.pytorch.callbacks.Timer", "filename": "x"}),
+        ("logger", {"_target_": CSV, "save_dir": "x"}), ("logger", {"_target_": CSV, "version": "../../.ssh"}),
+        ("logger", {"_target_": CSV, "name": "/home/me"}), ("logger", {"_target_": CSV, "name": ".."}),
+        ("logger", {"_target_": WANDB, "offline": False}), ("logger", {"_target_": WANDB}),
+        ("logger", {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://evil.example"}),
+    ],
+)  # fmt: skip
+def test_callbacks_and_loggers_send_nothing_and_write_nowhere_else(group, node):
+    with pytest.raises(ConfigError, match=rf"^{group}\.mine\.\w+.* on this command line may$"):
+        check_targets({group: {"mine": node}})
+    check_targets({group: {"mine": node}}, typed=[f"{group}.mine"])
+    assert [word for word in grants({group: {"mine": node}}) if word.startswith(f"may={group}.mine.")]
+
+
+def test_lightnings_own_arguments_are_no_paths():
+    with pytest.raises(ConfigError, match="default_root_dir"):
+        check_targets({"trainer": {"lightning": {"default_root_dir": "/home/me"}}})
+    check_targets({"trainer": {"lightning": {"limit_val_batches": 3}}, "callbacks": {"a": {"monitor": "val/loss"}}})
 
 
 # -- Secrets ----------------------------------------------------------------------------------------------------------

@@ -59,8 +59,9 @@ def check_targets(config: Any, trust: Sequence[str] = (), typed: Sequence[str] =
     for path, node in _mappings(plain, ""):
         if "_target_" in node and not is_within(f"{path}._target_", typed):
             _check_call(path, node, trust)
-        if path:
-            _check_values(path, node, typed)
+        for name, told in _faults(path, node) if path else ():
+            if not is_within(name, typed):
+                raise ConfigError(f"{told}; {name}=... on this command line may")
 
 
 def is_within(path: str, keys: Sequence[str]) -> bool:
@@ -154,23 +155,25 @@ def shipped() -> dict[str, frozenset[str]]:
     return {place: frozenset(names) for place, names in found.items()}
 
 
-def _check_values(path: str, node: dict[Any, Any], typed: Sequence[str]) -> None:
-    """Refuse a setting that fetches something from elsewhere or writes elsewhere, unless this command line set it."""
+def _faults(path: str, node: dict[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Settings of a node, with what is wrong, that fetch or send something, or write elsewhere."""
     group = path.split(".")[0]
-    watched = group in ("callbacks", "logger")
+    if str(node.get("_target_")).endswith(".WandbLogger") and node.get("offline") is not True:
+        yield f"{path}.offline", f"{path}.offline is not true: a saved config may not send anything"
     for key, value in node.items():
         name = f"{path}.{key}"
-        if is_within(name, typed):
-            continue
-        values = value if isinstance(value, list) else [value]
-        remote = any(isinstance(inner, str) and REMOTE.match(inner) for inner in values)
+        texts = [inner for inner in (value if isinstance(value, list) else [value]) if isinstance(inner, str)]
         fetches = FETCHES.fullmatch(str(key)) or (group == "model" and WEIGHTS.fullmatch(str(key)))
-        if remote or (fetches and value not in (None, False, "")):
-            raise ConfigError(
-                f"{name}={value!r}: a saved config may not fetch anything; {name}=... on this command line may"
-            )
-        if watched and ELSEWHERE.fullmatch(str(key)) and isinstance(value, str) and value:
-            raise ConfigError(f"{name}={value!r}: a saved config may not write elsewhere; give {name}=... again")
+        if any(map(REMOTE.match, texts)) or (fetches and value not in (None, False, "")):
+            yield name, f"{name}={value!r}: a saved config may not fetch anything"
+        place = ELSEWHERE.fullmatch(str(key)) and group in ("callbacks", "logger") and any(texts)
+        named = (group == "logger" or path.startswith("trainer.lightning")) and any(map(_is_path, texts))
+        if place or named:
+            yield name, f"{name}={value!r}: a saved config may not write elsewhere"
+
+
+def _is_path(text: str) -> bool:
+    return bool(re.search(r"[/\\]|^~|^\.\.?$", text))
 
 
 def grants(config: Any) -> list[str]:
@@ -178,12 +181,12 @@ def grants(config: Any) -> list[str]:
 
     They name what such a process would refuse to a file: code of the user's own, and downloads.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     words = []
     for path, node in _mappings(plain, ""):
         if "_target_" in node and _refused(_check_call, path, node, ()):
             words.append(f"trust={node['_target_']}")
-        words += [f"may={path}.{key}" for key in node if path and _refused(_check_values, path, {key: node[key]}, ())]
+        words += [f"may={name}" for name, _ in (_faults(path, node) if path else ())]
     return list(dict.fromkeys(words))
 
 

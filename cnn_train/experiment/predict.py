@@ -78,7 +78,7 @@ def _network(cfg: "DictConfig", state: dict[str, Any]) -> tuple["nn.Module", "to
     classes, channels = len(state["class_names"]), state["preprocessing"]["in_channels"]
     network = build(cfg.model, num_classes=classes, in_channels=channels, layers=build_layers(cfg))
     network.load_state_dict(checkpoint.evaluated_weights(state))
-    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg), kind))
+    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg.trainer.accelerator), kind))
     return network.eval().to(device), device
 
 

@@ -29,10 +29,6 @@ class ProcessFailed(UserError):
         self.exit_code = exit_code
 
 
-def is_one_of_several() -> bool:
-    return "LOCAL_RANK" in os.environ
-
-
 def train(folder: Path, resume: bool, count: int, granted: Sequence[str] = ()) -> dict[str, float]:
     """Train the run in `folder` by `count` processes of this machine; its final metrics.
 

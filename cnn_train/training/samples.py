@@ -1,0 +1,21 @@
+"""Pictures of a network's predictions."""
+
+from contextlib import nullcontext
+
+import torch
+
+from cnn_train.analysis.modules import in_mode
+from cnn_train.tasks.pictures import Picture
+from cnn_train.training.loop import Loop
+
+
+@torch.no_grad()
+def sample_panel(loop: Loop, split: str, count: int, worst: bool = False) -> Picture:
+    """Predictions for the first images of a split, or for the worst of its last evaluation."""
+    data, network = loop.data, loop.network
+    chosen = loop.worst[split][:count] if worst else range(min(count, data.size(split)))
+    raw, targets = data.samples(split, chosen, device=loop.device)
+    images = loop.to_network(data.to_input(raw))
+    with in_mode(network, training=False), loop.ema.swap() if loop.ema is not None else nullcontext():
+        scores = loop.task.infer(network, images)
+    return loop.task.panel(data.denormalize(images), targets, scores)
