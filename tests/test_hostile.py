@@ -587,8 +587,8 @@ def test_temporary_files_are_new_files(tmp_path, monkeypatch):
 
 def compressed(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for n in range(4):
-            archive.writestr(f"archive/data/{n}", bytes(100_000_000))
+        for n in range(2):
+            archive.writestr(f"archive/data/{n}", bytes(20_000_000))
 
 
 def overlapping(path: Path) -> None:

@@ -12,7 +12,7 @@ from cnn_train.config.choices import Choices
 from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
 from cnn_train.layers.norm import synchronizes
-from cnn_train.runs import checkpoint
+from cnn_train.runs import checkpoint, secrets
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.text import csv_text, plain
 from cnn_train.training.batches import listens_to_batches
@@ -76,7 +76,8 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
     for name, picture in pictures.items():
         show_picture(loop, name, picture)
     settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}}
-    settings |= dict(setting.split("=", 1) for setting in cfg.settings)
+    settings |= dict(setting.partition("=")[::2] for setting in cfg.settings)  # ~KEY has no value
+    settings = secrets.masked(settings)
     final = {f"final/{name}": value for name, value in metrics.items()}
     for logger in loop.loggers:
         if isinstance(logger, TensorBoardLogger):
