@@ -41,7 +41,8 @@ def load(
             raise ConfigError(f"{line_of(override)}: a run keeps its {override.key_or_group}; start a new run instead")
     _choose_after_training(config, [override for override in parsed if override.key_or_group in AFTER_TRAINING], parsed)
     apply(config, [override for override in parsed if override.key_or_group not in AFTER_TRAINING], parsed)
-    typed = [*may, *(override.key_or_group for override in parsed)]
+    # A chosen group is checked: which folder its file came from may be the config's own word.
+    typed = [*may, *(override.key_or_group for override in parsed if override.key_or_group not in GROUPS)]
     _fix(config, typed)
     check_targets(config, trust, typed)
     return check(config)

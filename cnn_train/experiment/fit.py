@@ -18,7 +18,7 @@ from cnn_train.training.callbacks.display import Display
 
 def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool) -> dict[str, float]:
     """Train in this process, alone or as one of several; the final metrics."""
-    with run_folder.in_use(folder), quiet_libraries():
+    with run_folder.in_use(folder, machine.rank == 0), quiet_libraries():
         callbacks = build_callbacks(cfg, machine)
         saved = saved_state(folder, machine.rank) if resume else None
         experiment = prepare(cfg, machine, folder, callbacks, saved)

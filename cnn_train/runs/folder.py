@@ -50,13 +50,13 @@ def create(parent: Path) -> Path:
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path, first: bool = True) -> Iterator[None]:
     """Hold the folder's lock, remove a killed run's leftovers, and log how the block ends, an error with its traceback.
 
     Only the first of several processes does this. Raises EnvError if another run holds the lock, ConfigError if the
     folder has links in it.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not first:
         yield
         return
     refuse_links(folder)
