@@ -30,7 +30,7 @@ from cnn_train.__main__ import main
 from cnn_train.cli.guard import guarded, show
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
-from cnn_train.data.files import read_image
+from cnn_train.data.images import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
 from cnn_train.runs import checkpoint, git, secrets, signals
 from cnn_train.runs import folder as run_folder

@@ -89,14 +89,18 @@ def test_public_data_need_not_be_on_disk(capsys, data, num_classes, size):
 
 
 def test_facts_of_ones_own_yaml_are_read(tmp_path, capsys):
-    (tmp_path / "data").mkdir()
-    mine = tmp_path / "data" / "mine.yaml"
-    mine.write_text("# facts: num_classes=7 in_channels=2 image_size=48\n_target_: cnn_train.data.digits.digits\n")
-    words = ("model=resnet18", "data=mine", "--config-dir", str(tmp_path))
-    found = facts(capsys, *words)
+    for group in ("data", "model"):
+        (tmp_path / group).mkdir()
+    numbers = "{num_classes: 7, in_channels: 2, image_size: 48}"
+    (tmp_path / "data" / "mine.yaml").write_text(f"_target_: cnn_train.data.folder.folder\npublished: {numbers}\n")
+    own = ("--config-dir", str(tmp_path))
+    found = facts(capsys, "model=resnet18", "data=mine", *own)
     assert (found["num_classes"], found["input_size"]) == (7, [2, 48, 48])
-    mine.write_text("# facts: num_classes=many\n_target_: cnn_train.data.digits.digits\n")
-    assert main(["inspect", *words]) == 2
+    mine, target = tmp_path / "model" / "mine.yaml", "_target_: cnn_train.models.classification.resnet.resnet18\n"
+    mine.write_text(f"# facts: image_size=96\n{target}")
+    assert facts(capsys, "model=mine", *own)["input_size"] == [3, 96, 96]
+    mine.write_text(f"# facts: image_size=large\n{target}")
+    assert main(["inspect", "model=mine", *own]) == 2
     assert "facts are whole numbers" in capsys.readouterr().err
 
 

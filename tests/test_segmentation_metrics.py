@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnn_train.__main__ import main
 from cnn_train.config.compose import compose
-from cnn_train.data.segmentation_folder import MaskReader
+from cnn_train.data.masks import MaskReader
 from cnn_train.errors import ConfigError, DataError
 from cnn_train.experiment.build import build_task, prepare
 from cnn_train.experiment.evaluate import evaluate

@@ -1,7 +1,5 @@
 """Evaluate a run again: its best weights on a split of its data, perhaps by other inference and post-processing."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.build import Experiment, prepare
 from cnn_train.experiment.hardware import Machine
-from cnn_train.experiment.results import describe_results, show_results
+from cnn_train.experiment.results import describe_results, show_results, write_csv
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import checkpoint
 from cnn_train.training.callbacks import display
@@ -60,13 +58,10 @@ def search(
     names = [" ".join(changes) for changes, _ in combinations]
     ranked = sorted(zip(names, every, strict=True), key=lambda pair: -pair[1][f"{split}/miou"])
     if experiment.machine.rank == 0:
-        columns = [name for name in every[-1]]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["settings", *columns])
-        writer.writerows([name, *(metrics[column] for column in columns)] for name, metrics in ranked)
+        columns = list(every[-1])
+        rows = [[name, *(metrics[column] for column in columns)] for name, metrics in ranked]
         (folder / "eval").mkdir(exist_ok=True)
-        atomic.write_text(folder / "eval" / "search.csv", text.getvalue())
+        write_csv(folder / "eval" / "search.csv", [["settings", *columns], *rows])
         display.results(f"{split}/miou", {name: metrics[f"{split}/miou"] for name, metrics in ranked}, {}, "")
         print(f"all metrics  {folder / 'eval' / 'search.csv'}")
     return ranked

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cnn_train import atomic
 from cnn_train.experiment.build import prepare
 from cnn_train.experiment.callbacks import build_callbacks
 from cnn_train.experiment.failures import failures_explained
@@ -23,6 +24,8 @@ def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool) -> dict[s
         saved = saved_state(folder, machine.rank) if resume else None
         experiment = prepare(cfg, machine, folder, callbacks, saved)
         start = restore(saved, experiment) if resume else ""
+        if machine.rank == 0 and (table := experiment.loop.data.split_table()) is not None:
+            atomic.write_text(folder / "splits.csv", table)
         show_header(experiment, start)
 
         checkpoints = next(callback for callback in callbacks if isinstance(callback, Checkpoints))

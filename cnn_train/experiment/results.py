@@ -1,6 +1,7 @@
 """What a run tells and leaves: header, tables, pictures, the smoke test."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from cnn_train.training.batches import listens_to_batches
 from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.record import show_picture
 from cnn_train.training.loop import Loop
-from cnn_train.training.samples import sample_panel
+from cnn_train.training.samples import names_of, sample_panel
 
 
 def show_header(experiment: Experiment, start: str = "") -> None:
@@ -40,7 +41,7 @@ def show_header(experiment: Experiment, start: str = "") -> None:
         device = machine.accelerator
     rows = {
         "model": f"{cfg.choices.model}, {count:,} parameters",
-        "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}",
+        "data": "; ".join([f"{data.name}, {sizes}", f"{data.num_classes} classes, {shape}", *data.notes]),
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
@@ -93,13 +94,14 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
 def describe_results(
     cfg: DictConfig, loop: Loop, folder: Path, pictures: Path, split: str, worst: dict[str, str]
 ) -> dict[str, Picture]:
-    """Write per_class.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
+    """Write per_class.csv and predictions.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
 
     `worst` maps splits to names of files. Returns the pictures by `split/name`.
     """
     assert loop.measured is not None
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(folder / "per_class.csv", csv_text(class_table(loop)))
+    write_csv(folder / "per_class.csv", class_table(loop))
+    write_csv(folder / "predictions.csv", sample_table(loop, split))
     count = max(cfg.callbacks.samples, 1)
     title = f"{cfg.name}, {split}"
     made = {
@@ -110,6 +112,24 @@ def describe_results(
     for name, picture in made.items():
         save_picture(picture, pictures / f"{name.partition('/')[2]}.png")
     return made
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as a CSV file, without cells that a spreadsheet would calculate."""
+    atomic.write_text(path, csv_text(rows))
+
+
+def sample_table(loop: Loop, split: str) -> list[list[object]]:
+    """What the last evaluation found of each sample: its label, the prediction, and the share that is right."""
+    assert loop.measured is not None
+    names = loop.data.class_names
+    samples = loop.measured.samples
+    split = "train" if loop.recipe.overfit_batches else split
+    rows: list[list[object]] = [["sample", "label", "prediction", "correct"]]
+    for sample, row in zip(names_of(loop.data, split, list(samples)), samples.values(), strict=True):
+        label, prediction = ("" if value != value else names[int(value)] for value in row[:2])
+        rows.append([sample, label, prediction, f"{row[2]:.6g}"])
+    return rows
 
 
 def class_table(loop: Loop) -> list[list[str]]:

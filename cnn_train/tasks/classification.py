@@ -30,9 +30,11 @@ class Classification(Task):
         self.confusion.reset()
         self.top5.reset()
 
-    def update(self, scores: Tensor, batch: Batch) -> None:
+    def update(self, scores: Tensor, batch: Batch) -> Tensor:
         self.confusion.update(scores, batch.targets)
         self.top5.update(scores, batch.targets)
+        predictions = scores.argmax(1)
+        return torch.stack([batch.targets, predictions, predictions == batch.targets], 1).double()
 
     def compute(self) -> Measured:
         confusion = self.confusion.compute().cpu()

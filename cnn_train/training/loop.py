@@ -368,7 +368,9 @@ class Loop(L.LightningModule):
         return batch  # The data makes its batches on the device.
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation = Evaluation(self.network, self.task, self.ema, self.device)
+        fitting = self.trainer.state.fn == "fit"
+        samples = 0 if fitting else max(map(self.data.size, self.data.splits))
+        self.evaluation = Evaluation(self.network, self.task, self.ema, self.device, samples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self.evaluation is not None

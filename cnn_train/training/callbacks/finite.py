@@ -16,6 +16,7 @@ from cnn_train.errors import DivergedError
 from cnn_train.runs import checkpoint
 from cnn_train.training.loop import Callback, Loop
 from cnn_train.training.progress import Sums
+from cnn_train.training.samples import names_of
 
 log = logging.getLogger(__name__)
 
@@ -126,14 +127,8 @@ def examine(loop: Loop, step: int) -> dict[str, Any]:
         "learning_rate": loop.optimizer.param_groups[0]["lr"],
         "where": f"first not finite: {watch.first}" if watch.first else "it was finite when run again",
         "losses_before": loop.curve.losses[-5:],
-        "samples": names_of(loop, samples),
+        "samples": names_of(loop.data, "train", samples),
     }
-
-
-def names_of(loop: Loop, samples: list[int]) -> list[Any]:
-    """The files of training samples, or their indices where the data has no files."""
-    files = getattr(loop.data.splits["train"], "samples", None)
-    return samples if files is None else [str(files[index][0]) for index in samples]
 
 
 class Watch:
