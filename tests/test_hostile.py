@@ -421,6 +421,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def test_what_is_imported_is_declared():
     called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "hydra": "hydra-core"}
+    called["vl_convert"] = "vl-convert-python"
     lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
     declared = {Requirement(line).name.lower() for line in lines} | {"cnn_train"}
     imported = set()
