@@ -45,11 +45,6 @@ def test_every_shipped_choice_composes_and_says_what_it_is():
         assert CHOICES.describe(group, option), f"{group}/{option} has no line that says what it is"
 
 
-def test_every_shipped_model_is_let_in_from_a_saved_run():
-    for option in CHOICES.options("model"):
-        check_targets(CHOICES.body("model", option))
-
-
 def test_every_shipped_file_begins_with_the_command_that_runs_it():
     for group, option in SHIPPED:
         path = CHOICES.path(group, option)
@@ -254,66 +249,6 @@ def test_annotations_of_code_say_nothing_about_yaml():
 
 # -- saved configs ----------------------------------------------------------------------------------------------------
 
-ATTACKS = [
-    "os.system",
-    "os.popen",
-    "posix.system",
-    "subprocess.run",
-    "builtins.open",
-    "builtins.eval",
-    "pathlib.Path.write_text",
-    "shutil.copy",
-    "shutil.rmtree",
-    "urllib.request.urlretrieve",
-    "pickle.loads",
-    "joblib.load",
-    "numpy.load",
-    "torch.load",
-    "torch.hub.load",
-    "torch.save",
-    "torch.utils.model_zoo.load_url",
-    "torch.jit.load",
-    "torch.nn.modules.module.torch.load",
-    "torch.nn.modules.module.os.system",
-    "torch.nn.init.warnings.warn",
-    "torch.nn.Module.load_state_dict",
-    "torch.optim.optimizer.torch.load",
-    "torchvision.models._api.importlib.import_module",
-    "torchvision.models.resnet.load_state_dict_from_url",
-    "torchvision.datasets.utils.download_url",
-    "lightning.pytorch.LightningModule.load_from_checkpoint",
-    "hydra.utils.instantiate",
-    "hydra.utils.get_method",
-    "cnn_train.config.build.build",
-    "cnn_train.experiment.train.train",
-    "cnn_train.__main__.main",
-    "cnn_train.atomic.write_text",
-    "cnn_train.data.digits.torch.load",
-    "cnn_train.models.classification.lenet.nn.Module.load_state_dict",
-    "cnn_train.layers.factory.__init__",
-    "cnn_train.layers.init._hidden",
-    "cnn_train.layers.norm.math.gcd",
-    "cnn_train.layers..norm.GroupNorm",
-    "cnn_train.layers",
-    "",
-    "not a path",
-    7,
-    None,
-    ["os.system"],
-]
-
-
-@pytest.mark.parametrize("target", ATTACKS, ids=str)
-def test_a_saved_config_may_not_name_it(target):
-    with pytest.raises(ConfigError, match="not allowed in a saved config"):
-        check_targets({"norm": {"inner": [{"_target_": target}]}})
-
-
-def test_a_saved_config_may_not_hide_a_target_in_an_interpolation():
-    config = OmegaConf.create({"a": "os.system", "model": {"_target_": "${a}"}})
-    with pytest.raises(ConfigError, match="not allowed"):
-        check_targets(config)
-
 
 def test_a_saved_config_loads_as_it_was_and_takes_changes(tmp_path):
     config = compose(["norm=gn", "seed=3"])
@@ -330,32 +265,6 @@ def test_a_saved_config_loads_as_it_was_and_takes_changes(tmp_path):
             load(tmp_path, [override])
     with pytest.raises(ConfigError, match="no run config"):
         load(tmp_path / "absent")
-
-
-def test_a_saved_config_with_a_foreign_target_is_refused(tmp_path):
-    config = compose()
-    config.model = {"_target_": "os.system", "command": f"touch {tmp_path / 'evil'}"}
-    save(config, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match=r"os\.system"):
-        load(tmp_path)
-    assert not (tmp_path / "evil").exists()
-
-
-def test_a_config_that_we_wrote_ourselves_may_name_the_users_code(tmp_path):
-    config = compose()
-    config.model = {"_target_": "torch.utils.data.TensorDataset"}
-    save(config, tmp_path / "config.yaml")
-    assert load(tmp_path, trusted=True) == config
-    with pytest.raises(ConfigError, match="not allowed"):
-        load(tmp_path)
-
-
-def test_secrets_of_the_environment_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("CNN_TRAIN_TEST_SECRET", "hunter2")
-    config = compose(["name=${oc.env:CNN_TRAIN_TEST_SECRET}"])
-    assert config.name == "hunter2"
-    save(config, tmp_path / "config.yaml")
-    assert "hunter2" not in (tmp_path / "config.yaml").read_text()
 
 
 def test_leaves_are_the_settings():

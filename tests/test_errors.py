@@ -221,7 +221,7 @@ the command to try. `--debug` or `CNN_TRAIN_DEBUG=1` shows the traceback; it is 
 | 4 | environment: no GPU, no memory, no disk, a missing package |
 | 5 | diverged: the loss or a gradient is not finite |
 | 1 | anything else: a mistake of ours |
-| 130, 143, 138 | Ctrl-C, SIGTERM, SIGUSR1: the state is saved |
+| 130, 143, 138, 129, 152 | Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, SIGXCPU: the state is saved |
 
 This page is what the tests print (`python tests/test_errors.py`).
 """

@@ -71,9 +71,7 @@ class Composer:
         apply(config, settings, parsed)
         with open_dict(config):
             config.settings = [line_of(override) for override in settings]
-        config = _in_order(config)
-        check(config)
-        return config
+        return check(_in_order(config))
 
     def is_group(self, override: Override) -> bool:
         key = override.key_or_group

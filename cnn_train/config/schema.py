@@ -7,16 +7,19 @@ that nothing here imports torch. Every error is a ConfigError of one line.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnn_train.config.choices import nearest
+from cnn_train.config.frozen import CODE
 from cnn_train.config.signatures import Kinds, NoSuchTarget, kinds, signature
 from cnn_train.errors import ConfigError
+from cnn_train.text import is_secret
 
 
 @dataclass
@@ -116,8 +119,12 @@ NAMED_NODES: dict[str, set[str]] = {"callbacks": {"samples"}, "logger": set()}
 OPEN_GROUPS = tuple(f.name for f in fields(RunConfig) if f.type is Any)
 
 
-def check(config: DictConfig) -> None:
-    """Check keys, types and bounds of a composed config. Raises ConfigError."""
+def check(config: DictConfig) -> DictConfig:
+    """Check keys, types and bounds of a composed config; the config to keep. Raises ConfigError.
+
+    In that one, numbers are text where text is asked for (name=123), and names of code are no interpolations, so that
+    its file says what it runs.
+    """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         plain = OmegaConf.to_container(config, resolve=True)
@@ -128,7 +135,8 @@ def check(config: DictConfig) -> None:
         unset.add_note(f"try: {missing[0]}=...")
         raise unset
     assert isinstance(plain, dict)
-    _check_closed(RunConfig, plain, "", config)
+    _check_secrets(OmegaConf.to_container(config, resolve=False), "")
+    texts = _check_closed(RunConfig, plain, "")
     for group in OPEN_GROUPS:
         _check_open(plain[group], group)
     for group, others in NAMED_NODES.items():
@@ -139,9 +147,48 @@ def check(config: DictConfig) -> None:
     name = str(plain["name"])
     if re.search(r"^\.*$|[/\\\x00-\x1f]", name):  # it becomes a folder's name
         raise ConfigError(f"name must be a word without slashes, got {name!r}; output_dir says where runs are kept")
+    changes = texts | dict(_computed_code(config))
+    if not changes:
+        return config
+    result = deepcopy(config)
+    for path, value in changes.items():
+        OmegaConf.update(result, path, value)
+    return result
 
 
-def _check_closed(schema: Any, node: Any, prefix: str, config: DictConfig) -> None:
+def _computed_code(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of `_target_` and its kin that are interpolations."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        child = node._get_node(key)
+        inner = f"{path}[{key}]" if isinstance(node, ListConfig) else f"{path}.{key}".lstrip(".")
+        if key in CODE and child._is_interpolation():
+            value = node[key]
+            yield inner, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        elif OmegaConf.is_config(child) and not child._is_none() and not child._is_interpolation():
+            yield from _computed_code(child, inner)
+
+
+def _check_secrets(node: Any, path: str) -> None:
+    """Refuse a secret that is spelled out: it would stand in config.yaml, from which jobs and resumed runs start."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        inner = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict | list):
+            _check_secrets(value, inner)
+        elif isinstance(value, str) and value and "${" not in value:
+            if is_secret(str(key)):
+                where = f"{inner} is a secret's name, and its value would be kept in the run's files"
+            elif re.search(r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@", value):
+                where = f"{inner} has a password in an address, which would be kept in the run's files"
+            else:
+                continue
+            error = ConfigError(f"{where}; put it into an environment variable")
+            error.add_note(f"try: {inner}='${{oc.env:NAME}}'")
+            raise error
+
+
+def _check_closed(schema: Any, node: Any, prefix: str) -> dict[str, str]:
+    """Check a typed node; numbers that have to be text, by their path."""
+    texts: dict[str, str] = {}
     expected = {f.name: f for f in fields(schema)}
     if not isinstance(node, dict):
         raise ConfigError(f"{prefix} must be a mapping, got {node!r}")
@@ -155,12 +202,13 @@ def _check_closed(schema: Any, node: Any, prefix: str, config: DictConfig) -> No
         if name not in node:
             raise ConfigError(f"{path} is missing from the config")
         if is_dataclass(rule.type):
-            _check_closed(rule.type, node[name], path, config)
+            texts |= _check_closed(rule.type, node[name], path)
         elif rule.type is not Any:
             annotation = rule.type.__name__ if type(rule.type) is type else str(rule.type)
             _check_value(path, node[name], annotation, dict(rule.metadata))
             if annotation.startswith("str") and isinstance(node[name], int | float) and node[name] is not None:
-                OmegaConf.update(config, path, str(node[name]))
+                texts[path] = str(node[name])
+    return texts
 
 
 def _check_open(node: Any, path: str) -> None:

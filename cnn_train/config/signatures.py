@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,14 @@ class NoSuchTarget(LookupError):
 
 @dataclass(frozen=True)
 class Signature:
-    """Parameters by name with the source text of their annotation ("" if none); None as a default widens it."""
+    """Parameters by name with the source text of their annotation ("" if none); a default of None adds `| None`."""
 
     module: str
     kind: str  # "class", "function" or "other": an assigned name, whose parameters are not known
     parameters: dict[str, str]
     open_ended: bool  # takes **kwargs, or its parameters are not known
+    name: str = ""  # of the class or function where it is defined
+    bases: tuple[str, ...] = ()  # of a class, as its source spells them
 
 
 def signature(target: str) -> Signature:
@@ -33,6 +35,22 @@ def signature(target: str) -> Signature:
     if not names:
         raise NoSuchTarget(f"{target} is a module, not a class or function")
     return _find(module, names, target, 0)
+
+
+def is_subclass(found: Signature, ancestor: str, depth: int = 0) -> bool:
+    """Whether a class has `ancestor`, a dotted path to a class's definition, among its bases or is it itself."""
+    if found.kind != "class" or depth > 20:
+        return False
+    if f"{found.module}.{found.name}" == ancestor:
+        return True
+    for base in found.bases:
+        try:
+            inherited = _find(found.module, base.split("."), base, 0)
+        except (NoSuchTarget, SyntaxError):
+            continue
+        if is_subclass(inherited, ancestor, depth + 1):
+            return True
+    return False
 
 
 def _split(target: str) -> tuple[str, list[str]]:
@@ -99,7 +117,9 @@ def _find(module: str, names: list[str], target: str, depth: int) -> Signature:
     stars = []
     for statement in reversed(_statements(path)):
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name == name:
-            return _definition(module, statement, inner, target, depth)
+            found = _definition(module, statement, inner, target, depth)
+            bases = [ast.unparse(base) for base in getattr(statement, "bases", ()) if not inner]
+            return replace(found, name=".".join([name, *inner]), bases=tuple(bases))
         if isinstance(statement, ast.ImportFrom):
             source = _absolute(module, path, statement)
             for alias in statement.names:

@@ -116,7 +116,9 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
     """What a checkpoint says of itself, as plain data."""
     return {
         "cnn_train": __version__,
-        "config": OmegaConf.to_container(OmegaConf.create(secrets.mask(OmegaConf.to_yaml(cfg))), resolve=False),
+        "config": OmegaConf.to_container(
+            OmegaConf.create(secrets.mask_settings(OmegaConf.to_yaml(cfg))), resolve=False
+        ),
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
     }

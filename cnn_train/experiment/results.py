@@ -1,7 +1,5 @@
 """What a run tells and leaves: header, tables, pictures, the smoke test."""
 
-import csv
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +13,9 @@ from cnn_train.config.choices import Choices
 from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
 from cnn_train.layers.norm import synchronizes
-from cnn_train.runs import checkpoint
+from cnn_train.runs import checkpoint, secrets
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
+from cnn_train.text import csv_text, plain
 from cnn_train.training.batches import listens_to_batches
 from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.record import show_picture
@@ -78,7 +77,8 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
     for name, picture in pictures.items():
         show_picture(loop, name, picture)
     settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}}
-    settings |= dict(setting.split("=", 1) for setting in cfg.settings)
+    settings |= dict(setting.partition("=")[::2] for setting in cfg.settings)  # ~KEY has no value
+    settings = secrets.masked(settings)
     final = {f"final/{name}": value for name, value in metrics.items()}
     for logger in loop.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -115,10 +115,8 @@ def describe_results(
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows, the first of them the head."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    atomic.write_text(path, text.getvalue())
+    """Write rows as a CSV file, without cells that a spreadsheet would calculate."""
+    atomic.write_text(path, csv_text(rows))
 
 
 def sample_table(loop: Loop, split: str) -> list[list[object]]:
@@ -144,7 +142,7 @@ def class_table(loop: Loop) -> list[list[str]]:
 
 def markdown(rows: list[list[str]]) -> str:
     """Rows as a table of Markdown, the first as its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *([cell.replace("|", "\\|") for cell in row] for row in rows[1:])]
+    lines = [rows[0], ["---"] * len(rows[0]), *([plain(cell).replace("|", "\\|") for cell in row] for row in rows[1:])]
     return "\n".join(" | ".join(line) for line in lines) + "\n"
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import OmegaConf
 
 from cnn_train import atomic
+from cnn_train.config import load
+from cnn_train.config.targets import grants
 from cnn_train.experiment import processes
 from cnn_train.experiment.hardware import Machine
 from cnn_train.runs import folder as run_folder
@@ -27,9 +29,11 @@ def train(cfg: "DictConfig", folder: Path | None = None, resume: bool | Literal[
     if folder is None:
         folder, resume = processes.agreed(lambda: begin(cfg, resume), machine)
     if resume and machine.rank == 0 and not processes.is_ours():
-        atomic.write_text(folder / "config.yaml", secrets.mask(OmegaConf.to_yaml(cfg)))
+        path = folder / "config.yaml"
+        atomic.write_text(path, secrets.mask_settings(load.text(cfg, path)))
     if machine.starts_processes:
-        return processes.train(folder, bool(resume), machine.num_processes)
+        return processes.train(folder, bool(resume), machine.num_processes, grants(cfg))
+
     from cnn_train.experiment.fit import fit  # after the processes that need it first
 
     return fit(cfg, machine, folder, bool(resume))

@@ -9,7 +9,7 @@ from cnn_train.runs import secrets
 def unfinished(parent: Path, config_yaml: str) -> Path | None:
     """The newest run folder in `parent` of this very config that has no results yet and that no process trains in."""
     for path in sorted(parent.glob("*/config.yaml"), reverse=True):
-        same = path.read_text(encoding="utf-8") == secrets.mask(config_yaml)
+        same = path.read_text(encoding="utf-8") == secrets.mask_settings(config_yaml)
         if same and not (path.parent / "metrics.json").exists() and run_folder.is_free(path.parent):
             return path.parent
     return None
