@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import AliasToken, scan
 
-from cnn_train.config.choices import GROUPS
+from cnn_train.config.choices import GROUPS, Choices
 from cnn_train.config.compose import Composer
 from cnn_train.config.overrides import apply, line_of, parse
 from cnn_train.config.schema import check, first_line
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 AFTER_TRAINING = ("inference", "postprocess")
 
 
-def load(path: str | Path, overrides: Iterable[str] = (), trusted: bool = False) -> DictConfig:
+def load(
+    path: str | Path, overrides: Iterable[str] = (), trusted: bool = False, config_dir: str | Path | None = None
+) -> DictConfig:
     """Read the frozen config of a run (its folder or config.yaml) and change single settings of it.
+
+    `config_dir` holds choices of one's own; without it the one that the run was composed with is used.
 
     The file may come from anywhere: it is checked like a command line, and `check_targets` lets in our builders and
     torch's only, unless it is `trusted`: written a moment ago from the user's own command line. Raises ConfigError.
@@ -45,6 +49,8 @@ def load(path: str | Path, overrides: Iterable[str] = (), trusted: bool = False)
         raise ConfigError(f"{path} is not valid YAML: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} holds no run config")
+    if config_dir is not None:
+        config.config_dir = str(Choices.find(config_dir).dirs[1])
     OmegaConf.set_struct(config, True)
     parsed = parse(overrides)
     for override in parsed:
@@ -58,9 +64,16 @@ def load(path: str | Path, overrides: Iterable[str] = (), trusted: bool = False)
     return config
 
 
+def recorded_choices(config: DictConfig) -> Choices:
+    """The choices that a run was composed with: the shipped ones, and those of its --config-dir if it exists."""
+    folder = config.get("config_dir")
+    return Choices.find(folder if folder and Path(folder).is_dir() else None)
+
+
 def _choose_after_training(config: DictConfig, chosen: Sequence[Override], parsed: Sequence[Override]) -> None:
-    """Put the choices of these groups, or the defaults of those that an old run does not know, into its config."""
-    composer = Composer()
+    """Apply `inference=` and `postprocess=` to a saved config; one that lacks them gets the defaults."""
+    choices = recorded_choices(config)
+    composer = Composer(choices.dirs[1] if len(choices.dirs) > 1 else None)
     defaults = composer.choices.defaults()
     lines = [f"{group}={defaults[group]}" for group in AFTER_TRAINING if group not in config]
     lines += [line for override in chosen if (line := composer._selection(override, parsed))]

@@ -90,6 +90,7 @@ class RunConfig:
     monitor: str | None
     weights: str | None
     output_dir: str
+    config_dir: str | None
     repro: Literal["fast", "strict"]
     model: Any
     data: Any

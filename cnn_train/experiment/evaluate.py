@@ -12,6 +12,7 @@ from cnn_train import atomic
 from cnn_train.config.build import build
 from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
+from cnn_train.runs.find import find as find_run
 
 if TYPE_CHECKING:
     import lightning as L
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from cnn_train.tasks.task import Task
 
 
-def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test") -> dict[str, float]:
-    """Metrics of a run folder's best.ckpt (or of the checkpoint file `run`) on `split`, by the run's own config.
+def evaluate(
+    run: str | Path, overrides: Sequence[str] = (), split: str = "test", config_dir: str | None = None
+) -> dict[str, float]:
+    """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
 
     They are also written, with a table of the classes and pictures, to eval/<split>[-<inference>][-<postprocess>] in
     the run folder.
@@ -29,7 +32,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
     from cnn_train.experiment.trainer import quiet_libraries
 
     folder, file = find(run, split)
-    cfg = load(folder, overrides)
+    cfg = load(folder, overrides, config_dir=config_dir)
     with quiet_libraries():
         task, trainer = prepare(cfg, folder, file)
         metrics = measure(task, trainer, split)
@@ -44,7 +47,10 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
 
 
 def search(
-    run: str | Path, combinations: Sequence[tuple[Sequence[str], Sequence[str]]], split: str = "val"
+    run: str | Path,
+    combinations: Sequence[tuple[Sequence[str], Sequence[str]]],
+    split: str = "val",
+    config_dir: str | None = None,
 ) -> list[tuple[str, dict[str, float]]]:
     """Metrics on `split` of each combination (its changes, all its overrides) of post-processing, the best first.
 
@@ -55,7 +61,7 @@ def search(
     from cnn_train.training.callbacks import display
 
     folder, file = find(run, split)
-    configs = [load(folder, overrides) for _, overrides in combinations]
+    configs = [load(folder, overrides, config_dir=config_dir) for _, overrides in combinations]
     with quiet_libraries():
         task, trainer = prepare(configs[0], folder, file)
         assert isinstance(task, Segmentation)
@@ -79,12 +85,10 @@ def search(
 
 def find(run: str | Path, split: str) -> tuple[Path, Path]:
     """The run's folder, and the checkpoint to evaluate. Raises ConfigError."""
-    path = Path(run)
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
     if split not in ("val", "test"):
         raise ConfigError(f"split must be val or test, got {split!r}")
-    return (path, path / "best.ckpt") if path.is_dir() else (path.parent, path)
+    found = find_run(run)
+    return found.folder, found.checkpoint
 
 
 def prepare(cfg: DictConfig, folder: Path, file: Path) -> "tuple[Task, L.Trainer]":
