@@ -195,11 +195,16 @@ class Choices:
         return result
 
     def inherits(self, group: str, option: str) -> set[str]:
-        """The choice and those of its own group that its defaults list builds on."""
+        """The choice and those of its own group that its defaults list builds on. Raises ConfigError for a circle."""
+        return self._inherits(group, option, ())
+
+    def _inherits(self, group: str, option: str, below: tuple[str, ...]) -> set[str]:
+        if option in below:
+            raise ConfigError(f"the defaults lists in {group} go in a circle: {' -> '.join([*below, option])}")
         names = {option}
         for entry in self.body(group, option).get("defaults", []):
-            if isinstance(entry, str) and entry != "_self_" and entry not in names:
-                names |= self.inherits(group, entry)
+            if isinstance(entry, str) and entry != "_self_":
+                names |= self._inherits(group, entry, (*below, option))
         return names
 
     def keys(self, group: str, option: str | None) -> list[str]:

@@ -151,6 +151,8 @@ class Composer:
         try:
             with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
                 return hydra_compose(name, overrides=lines, return_hydra_config=True)
+        except RecursionError as error:
+            raise ConfigError(f"cannot compose {' '.join(selected) or name}: defaults lists go in a circle") from error
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(f"cannot compose {' '.join(selected) or name}: {first_line(error)}") from error
 
