@@ -245,8 +245,8 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["predict"], 2, "predict needs run= and input="),
-        (["predict", "run=nowhere", "input=x"], 2, "no run folder or checkpoint at nowhere"),
+        (["predict"], 2, "predict needs run=RUN and input=PATH"),
+        (["predict", "run=nowhere", "input=x"], 2, "no run at "),
         (["predict", "run=tests", "input=x", "top=0"], 2, "top must be a whole number"),
         (["predict", "run={run}", "input=nowhere"], 3, "no image or folder nowhere"),
         (["predict", "run={run}", "input={run}/tensorboard"], 3, "holds no images but"),

@@ -132,16 +132,22 @@ class _Completion:
         if name in GROUPS:
             head = value.rpartition(",")[0]
             return [f"{key}={head + ',' if head else ''}{option}" for option in self.choices.options(name)]
-        return [f"{key}={text}" for text in paths(value)] if name.split(".")[-1] in PATHS else []
+        if name.split(".")[-1] in PATHS:
+            return [f"{key}={text}" for text in paths(value)]
+        from cnn_train.config.settings import words_of
+
+        return [f"{key}={word}" for word in words_of(self.choices, name, self.chosen(name.partition(".")[0]))]
 
     def flags(self) -> list[str]:
         """The flags of the verb, with one dash only if one is typed."""
         taken = (
             [item.metadata["flag"] for item in fields(self.options) if "flag" in item.metadata]
             if self.options
-            else FLAG
+            else list(FLAG)
         )
-        names = [name for flag in FLAGS if flag.everywhere or flag.names[0] in taken for name in flag.names]
+        names = [
+            name for flag in FLAGS if flag.help and (flag.everywhere or flag.names[0] in taken) for name in flag.names
+        ]
         return [name for name in names if name.startswith("--")] if self.word.startswith("--") else names
 
     def bare_words(self) -> list[str]:
@@ -166,14 +172,18 @@ class _Completion:
         if "." in self.word and group in GROUPS:
             from cnn_train.config.settings import settings_of
 
-            chosen = {key.lstrip("+"): value for key, value in self.given.items() if key.lstrip("+") in GROUPS}
-            if "model" in self.fields and self.words:
-                chosen.setdefault("model", self.words[0])
-            return [f"{key}=" for key in settings_of(self.choices, group, self.choices.resolve(chosen)[group])]
+            return [f"{key}=" for key in settings_of(self.choices, group, self.chosen(group))]
         top = read_yaml(self.choices.dirs[0] / "train.yaml")
         return [
             f"{key}=" for key in flat_keys({k: v for k, v in top.items() if k not in ("defaults", "config_dir")}, "")
         ]
+
+    def chosen(self, group: str) -> str | None:
+        """The choice of a group that the line makes, or that its model brings."""
+        chosen = {key.lstrip("+"): value for key, value in self.given.items() if key.lstrip("+") in GROUPS}
+        if "model" in self.fields and self.words:
+            chosen.setdefault("model", self.words[0])
+        return self.choices.resolve(chosen).get(group)
 
     def values(self, item: Field[Any], begun: str) -> Iterable[str]:
         """What an option's value may be."""

@@ -52,9 +52,12 @@ def run(options: Options) -> int:
 
 
 def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
+    from cnn_train.config.overrides import text_of
+
     for key, value in after.items():
         if key not in before or before[key] != value:
-            print(f"{key}  {before.get(key, 'not set')} -> {value}", file=sys.stderr)
+            was = text_of(before[key]) if key in before else "not set"
+            print(f"{key}  {was} -> {text_of(value)}", file=sys.stderr)
 
 
 def go_on(config: Any, folder: Path, policy: str | None = None) -> int:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cnn_train.config.choices import GROUPS, nearest, typed
-from cnn_train.config.schema import FILLED_IN, RunConfig, first_line
-from cnn_train.config.settings import signature_of
+from cnn_train.config.schema import FILLED_IN, first_line
+from cnn_train.config.settings import schema_rule, signature_of
 from cnn_train.config.signatures import Kinds, kinds
 from cnn_train.errors import ConfigError
 
@@ -197,11 +196,8 @@ def _what_is_there(config: DictConfig, path: Sequence[str], last: str, parent: A
 
 def _rule(config: DictConfig, key: str) -> Kinds | None:
     """The values that a setting takes, by the schema or its builder's signature; None where neither says."""
-    schema: Any = RunConfig
-    for part in key.split("."):
-        schema = next((f.type for f in fields(schema) if f.name == part), None) if is_dataclass(schema) else None
-    if schema is not None and schema is not Any and not is_dataclass(schema):
-        return kinds(schema.__name__ if type(schema) is type else str(schema))
+    if (rule := schema_rule(key)) is not None:
+        return rule
     *path, last = key.split(".")
     found = signature_of(OmegaConf.select(config, ".".join(path), throw_on_missing=False)) if path else None
     return kinds(found.parameters.get(last, "")) if found else None
