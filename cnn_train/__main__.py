@@ -29,7 +29,8 @@ def dispatch(arguments: Sequence[str]) -> int:
             print(f"cnn-train {__version__}")
             return 0
         if "--help" in line.flags:
-            words = [line.verb] if line.verb_is_typed and line.verb != "help" else line.words
+            asked = line.verb == "help" and line.words
+            words = line.words if asked or not line.verb_is_typed else [line.verb]
             line = Line("help", words, flags={k: v for k, v in line.flags.items() if k == "--config-dir"})
         elif "--shell-completion" in line.flags:  # Hydra's word for it
             line = Line("completion", overrides=[line.flags["--shell-completion"]])

@@ -101,9 +101,10 @@ def page(name: str, command: Command, module: ModuleType) -> str:
     usage, rows = [f"  cnn-train {name}"], []
     for item in known:
         value = value_text(hints[item.name], item)
-        word = value.upper() if item.metadata["word"] else f"{item.name}={value}"
-        usage.append(word if item.default is MISSING else f"[{word}]")
+        if item.metadata["word"]:
+            usage.append(value if item.default is MISSING else f"[{value}]")
         rows.append(row(f"{item.name}={value}", explanation(hints[item.name], item), 26))
+    usage += ["[option=value ...]"] if any(not item.metadata["word"] for item in known) else []
     usage += ["[group=choice ...] [key=value ...]"] if takes_settings else []
     taken = [FLAG[item.metadata["flag"]] for item in fields(options) if "flag" in item.metadata]
     taken += [flag for flag in FLAGS if flag.everywhere and flag.names[0] in ("--debug", "--help")]

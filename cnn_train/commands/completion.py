@@ -1,4 +1,4 @@
-"""Let the TAB key of bash, zsh or fish complete commands, options, choices, settings, runs and paths.
+"""Print the script by which the TAB key completes a line in bash, zsh or fish.
 
 Reads file names, YAML and signatures only: neither Hydra nor torch is imported.
 """

@@ -1,7 +1,8 @@
 """Predict images with a trained network, without its data set.
 
-Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours), overlays/ and classes.csv;
-classification gives predictions.csv, the most probable classes of each image.
+Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours),
+overlays/ and classes.csv; classification gives predictions.csv, the most probable classes of
+each image.
 """
 
 from dataclasses import dataclass

@@ -143,13 +143,15 @@ class Composer:
                     config[group] = own[group]
 
     def _hydra(self, name: str, selected: tuple[str, ...]) -> DictConfig:
-        search = [f"file://{path}" for path in self.choices.dirs[1:]]
+        # Hydra looks for the file that it starts from in one folder only.
+        home = next((path for path in self.choices.dirs if (path / f"{name}.yaml").is_file()), self.choices.dirs[0])
+        search = [f"file://{path}" for path in self.choices.dirs if path != home]
         lines = [*selected]
         if search:
             quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in search)
             lines.append(f"hydra.searchpath=[{quoted}]")
         try:
-            with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
+            with initialize_config_dir(str(home), version_base="1.3", job_name="cnn-train"):
                 return hydra_compose(name, overrides=lines, return_hydra_config=True)
         except RecursionError as error:
             raise ConfigError(f"cannot compose {' '.join(selected) or name}: defaults lists go in a circle") from error
