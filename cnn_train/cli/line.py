@@ -137,7 +137,7 @@ def refuse_typography(arguments: Sequence[str]) -> None:
                               {word: plain})  # fmt: skip
         text = value if sign else word
         if text and (text[0] in QUOTES or text[-1] in QUOTES) and not os.path.exists(text):
-            plain = key + sign + text.strip(QUOTES) if sign else word.strip(QUOTES)
+            plain = key.strip(QUOTES) + sign + text.strip(QUOTES) if sign else word.strip(QUOTES)
             raise ConfigError(f"{word!r} has a typographic quote; shells know ' and \" only", {word: plain})
 
 

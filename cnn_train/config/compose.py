@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cnn_train.config.choices import GROUPS, Choices
-from cnn_train.config.overrides import apply, line_of, parse, value_of, with_try
+from cnn_train.config.overrides import apply, line_of, parse, rule_of, value_of, with_try
 from cnn_train.config.schema import OPEN_GROUPS, RunConfig, check, first_line
 from cnn_train.errors import ConfigError
 
@@ -74,8 +74,9 @@ class Composer:
         if re.fullmatch(r"[-+]?\d+,\d+", value):
             groups = tuple(line for o in parsed if self.is_group(o) and not o.is_sweep_override()
                            and (line := self._selection(o, parsed)))  # fmt: skip
-            old = OmegaConf.select(self._compose_groups(groups)[0], key, throw_on_missing=False)
-            if isinstance(old, float) or re.match(r"[-+]?0,0", value):
+            config = self._compose_groups(groups)[0]
+            rule, old = rule_of(config, key), OmegaConf.select(config, key, throw_on_missing=False)
+            if (rule is not None and "float" in rule.names) or isinstance(old, float) or re.match(r"[-+]?0,0", value):
                 point = value.replace(",", ".")
                 error = ConfigError(f"{key}={value} is a list of two values; a number has a decimal point: {point}")
                 return with_try(error, parsed, {line_of(override): f"{key}={point}"})

@@ -163,7 +163,7 @@ def _unknown(config: DictConfig, key: str, override: Override, parsed: Sequence[
         choice = (config.get("choices") or {}).get(guess)
         now = f" (now {choice})" if choice else ""
     if value == value_of(override) and not _fits(config, guess, override.value()):
-        rule = _rule(config, guess)
+        rule = rule_of(config, guess)
         wanted = TAKES.get(guess) or (rule.describe() if rule else "a name")
         return ConfigError(f"unknown setting {key!r}. Did you mean {guess}{now}? It takes {wanted}, not {value}")
     error = ConfigError(f"unknown setting {key!r}. Did you mean {guess}{now}?")
@@ -194,7 +194,7 @@ def _what_is_there(config: DictConfig, path: Sequence[str], last: str, parent: A
     return f"{of} has {', '.join(inside) or 'none'}"
 
 
-def _rule(config: DictConfig, key: str) -> Kinds | None:
+def rule_of(config: DictConfig, key: str) -> Kinds | None:
     """The values that a setting takes, by the schema or its builder's signature; None where neither says."""
     if (rule := schema_rule(key)) is not None:
         return rule
@@ -207,7 +207,7 @@ def _fits(config: DictConfig, key: str, value: Any) -> bool:
     """Whether a value may be meant for a setting, or for the choice of a group."""
     if key in GROUPS:
         return isinstance(value, str)
-    rule = _rule(config, key)
+    rule = rule_of(config, key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if rule is not None:
         return rule.accept(value) or (number and "str" in rule.names and not rule.words) or rule.words != ()
