@@ -59,6 +59,11 @@ def heavy(result: subprocess.CompletedProcess[str]) -> list[str]:
         (["-m", "norm=bn,gx"], 2),
         (["eval", "run=nowhere"], 2),
         (["trian"], 2),
+        (["help", "predict"], 0),
+        (["inspect", "--help"], 0),
+        (["list", "data", "folder"], 0),
+        (["norm=batchnorm"], 2),
+        (["resume", "nowhere", "--cfg", "job"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

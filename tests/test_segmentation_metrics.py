@@ -240,6 +240,8 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
         assert len({row[f"class_{rank}"] for rank in (1, 2, 3)}) == 3
     with pytest.raises(ConfigError, match="postprocess=crf is for segmentation"):
         evaluate(run, ["postprocess=crf"])
+    with pytest.raises(ConfigError, match="postprocess=crf is for segmentation"):
+        predict(run, tmp_path / "images", overrides=["postprocess=crf"])
 
 
 @pytest.mark.parametrize(
