@@ -20,7 +20,7 @@ class Options(OfRun):
     top: int = option("how many classes predictions.csv lists for each image", default=5, least=1)
     examples = (
         ("cnn-train predict last photos", "a folder of images, by the newest run"),
-        ("cnn-train predict run=last input=street.jpg output=labels postprocess=crf", "one image, refined"),
+        ("cnn-train predict run=last input=street.jpg postprocess=crf", "one image, refined"),
     )
 
 
