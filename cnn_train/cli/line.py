@@ -214,6 +214,8 @@ def mend(arguments: Sequence[str], mended: Mapping[str, str]) -> list[str]:
             if sign and key.lstrip("+~") == wrong_key.lstrip("+~"):
                 key, _, right_value = right.partition("=")
                 value = ",".join(right_value if part.strip() == wrong_value else part for part in value.split(","))
+            elif not sign and wrong_value and word == wrong_value:  # an option given as a bare word
+                key = right.partition("=")[2]
         words.append(key + sign + value)
     if "" in mended:
         place = next((i for i, word in enumerate(words) if "=" in word), len(words))

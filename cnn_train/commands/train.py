@@ -1,8 +1,7 @@
 """Compose a config and train it (the default command)."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cnn_train.cli.options import Composes, flag, option
 from cnn_train.cli.show import shown
@@ -29,20 +28,7 @@ def run(options: Options) -> int:
     config = composer.compose(options.settings)
     if shown(config, options, composer.choices):
         return 0
-    if options.resume and (folder := newest_unfinished(config)) is not None:
-        from cnn_train.commands.resume import go_on
-
-        return go_on(config, folder)
     from cnn_train.experiment.train import train
 
-    train(config)
+    train(config, resume=options.resume or False)
     return 0
-
-
-def newest_unfinished(config: Any) -> Path | None:
-    """The run that `resume=auto` continues."""
-    from omegaconf import OmegaConf
-
-    from cnn_train.runs.find import unfinished
-
-    return unfinished(Path(config.output_dir, config.name), OmegaConf.to_yaml(config))

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cnn_train.config.choices import GROUPS, Choices
+from cnn_train.config.choices import GROUPS, Choices, as_choice
 from cnn_train.config.overrides import apply, line_of, parse, rule_of, value_of, with_try
-from cnn_train.config.schema import OPEN_GROUPS, RunConfig, check, first_line
+from cnn_train.config.schema import NAMED_NODES, OPEN_GROUPS, RunConfig, check, first_line
 from cnn_train.errors import ConfigError
 
 
@@ -62,7 +62,10 @@ class Composer:
         with open_dict(config):
             config.config_dir = str(self.choices.dirs[1]) if len(self.choices.dirs) > 1 else None
             config.choices = choices
-        apply(config, [override for override in parsed if override not in groups], parsed)
+        settings = [override for override in parsed if override not in groups]
+        apply(config, settings, parsed)
+        with open_dict(config):
+            config.settings = [line_of(override) for override in settings]
         config = _in_order(config)
         check(config)
         return config
@@ -95,6 +98,8 @@ class Composer:
             raise ConfigError(f"{line_of(override)}: a group cannot be left out; choose {hint}")
         if value is None and group in ("experiment", "debug"):
             return f"{group}=null"
+        if isinstance(value, list) and group in NAMED_NODES and not set(map(str, value)) - set(options):
+            return f"{group}={as_choice(value)}"
         name = str(value).lower() if isinstance(value, bool) else str(value)
         if isinstance(value, (list, dict)) or name not in options:
             if "/" in name and (".." in name.split("/") or name.startswith("/")):
@@ -108,14 +113,11 @@ class Composer:
     def _compose_groups(self, selected: tuple[str, ...]) -> tuple[DictConfig, dict[str, str | None]]:
         if selected not in self._composed:
             composed = self._hydra("train", selected)
-            choices = {
-                group: composed.hydra.runtime.choices.get(group)
-                for group in GROUPS
-                if group in composed.hydra.runtime.choices
-            }
+            chosen = dict(line.split("=", 1) for line in selected if "@" not in line)
+            choices = {**self.choices.resolve(chosen), **composed.hydra.runtime.choices}  # which leaves out lists
+            choices = {group: choices[group] for group in GROUPS if group in choices}
             with open_dict(composed):
                 del composed["hydra"]
-            chosen = dict(line.split("=", 1) for line in selected if "@" not in line)
             self._let_command_line_win(composed, chosen, choices)
             for group in OPEN_GROUPS:  # a file that holds `null` composes to an empty mapping
                 if group in composed and composed[group] == {}:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cnn_train.config.choices import GROUPS, nearest, typed
-from cnn_train.config.schema import FILLED_IN, first_line
+from cnn_train.config.schema import FILLED_IN, NAMED_NODES, first_line
 from cnn_train.config.settings import schema_rule, signature_of
 from cnn_train.config.signatures import Kinds, kinds
 from cnn_train.errors import ConfigError
@@ -81,13 +81,14 @@ def apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Ove
                               {line_of(override): f"--config-dir={value_of(override)}"})  # fmt: skip
         parent, name = _parent(config, key, override, parsed)
         known = name in parent
+        new_node = key.count(".") == 1 and key.split(".")[0] in NAMED_NODES and isinstance(value, dict)
         if override.is_delete():
             if not known:
                 raise _unknown(config, key, override, parsed)
             with open_dict(parent):
                 del parent[name]
             continue
-        if not known and not (override.is_add() or override.is_force_add() or _takes(parent, name)):
+        if not known and not (new_node or override.is_add() or override.is_force_add() or _takes(parent, name)):
             raise _unknown(config, key, override, parsed)
         if (meant := OTHER_VALUES.get(key, {}).get(str(value).lower())) is not None:
             error = ConfigError(f"{key} has no {value_of(override)!r}. Did you mean {meant}?")
