@@ -188,7 +188,7 @@ def test_options_are_checked(words, message):
 
 def test_advice_is_a_command_of_this_verb(capsys):
     assert main(["inspect", "vgg166", "norm=gn"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect model=vgg16 norm=gn"
+    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect vgg16 norm=gn"
 
 
 def test_too_small_images_are_one_line(capsys):

@@ -362,7 +362,7 @@ def test_large_pictures_are_made_smaller_and_others_left_out(tmp_path):
         (
             ["{grid}"],
             ["out=x"],
-            "report takes folder=, output=, metric=, got 'out=x'; `cnn-train help report` says more",
+            "report has no option 'out'. Did you mean output?",
         ),
     ],
 )
