@@ -13,6 +13,7 @@ import pytest
 from test_report_runs import NORMS, RATES, SEEDS, write_grid, write_run
 
 from cnn_train.cli.line import Line
+from cnn_train.cli.options import read
 from cnn_train.commands import compare as command
 from cnn_train.errors import ConfigError
 from cnn_train.report import runs, settings, tables
@@ -28,8 +29,8 @@ def metrics_of(folder):
 
 
 def compare(folder, **options):
-    line = Line(words=[str(folder)], overrides=[f"{name}={value}" for name, value in options.items()])
-    return command.run(line)
+    line = Line("compare", words=[str(folder)], overrides=[f"{name}={value}" for name, value in options.items()])
+    return command.run(read(command.Options, line))
 
 
 def test_means_are_over_the_seeds_of_a_setting(grid):
@@ -166,8 +167,11 @@ def test_sort_orders_by_metric_cost_or_key(grid):
         ({"where": "norm"}, "where=norm: 'norm' is no condition; write key=value, key!=value or key<1"),
         ({"where": "norm<bn"}, "where=norm<bn: < compares numbers; use = or !="),
         ({"where": "norm=xx"}, "where=norm=xx: none of the 27 runs fulfils it"),
-        ({"by": "norm"}, "compare takes where=, sort=, format=, got 'by=norm'"),
-        ({"sort": ""}, "sort= needs a value"),
+        (
+            {"by": "a"},
+            "compare takes folders=, where=, sort=, format=, got 'by=a'; `cnn-train help compare` says more",
+        ),
+        ({"sort": ""}, "sort= is empty; it is the metric to sort by"),
     ],
 )
 def test_bad_input_is_one_line(grid, options, message):
@@ -177,8 +181,8 @@ def test_bad_input_is_one_line(grid, options, message):
 
 
 def test_compare_needs_a_folder():
-    with pytest.raises(ConfigError, match="compare needs the folders of runs or sweeps"):
-        command.run(Line(words=[], overrides=[]))
+    with pytest.raises(ConfigError, match="compare needs folders=DIR: folders of runs or sweeps"):
+        read(command.Options, Line("compare"))
 
 
 def test_names_are_escaped_in_markdown_and_latex(tmp_path):

@@ -19,8 +19,8 @@ from cnn_train.analysis import trace
 from cnn_train.analysis.attribution import deconvnet, excitations, grad_cam
 from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.cli.line import split
-from cnn_train.commands import COMMANDS
-from cnn_train.commands.inspect import read_options
+from cnn_train.cli.options import read
+from cnn_train.commands.inspect import Options, run
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
@@ -171,24 +171,24 @@ def test_no_weights_are_allocated(init):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "b", "c"], "one more"),
+        (["a", "b", "c"], "no command 'c'"),
         (["depth=0"], "depth must be"),
         (["format=xml"], "format must be"),
         (["run=nowhere"], "no run at"),
         (["picture=maybe"], "picture must be"),
         (["versus="], "versus= is empty"),
         (["dept=1"], "Did you mean depth?"),
-        (["-m", "norm=bn,gn"], "leave --multirun out"),
+        (["-m", "norm=bn,gn"], "takes no --multirun"),
     ],
 )
 def test_options_are_checked(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_options(split(["inspect", *words], COMMANDS))
+        run(read(Options, split(["inspect", *words], ["inspect"]), ["inspect"]))
 
 
 def test_advice_is_a_command_of_this_verb(capsys):
     assert main(["inspect", "vgg166", "norm=gn"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect model=vgg16 norm=gn"
+    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect vgg16 norm=gn"
 
 
 def test_too_small_images_are_one_line(capsys):

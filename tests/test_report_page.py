@@ -18,6 +18,7 @@ import pytest
 from test_report_runs import NORMS, RATES, write_grid, write_run
 
 from cnn_train.cli.line import Line
+from cnn_train.cli.options import read as read_options
 from cnn_train.commands import report as command
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.report import answer, page, runs, settings
@@ -92,7 +93,7 @@ def grid(tmp_path_factory):
 def written(grid):
     """The page's text and the seconds that it took."""
     start = time.process_time()
-    assert command.run(Line(words=[str(grid)], overrides=[])) == 0
+    assert command.run(command.Options(folder=str(grid))) == 0
     return (grid / "report.html").read_text(), time.process_time() - start
 
 
@@ -354,17 +355,22 @@ def test_large_pictures_are_made_smaller_and_others_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("words", "overrides", "message"),
     [
-        ([], [], "report needs one folder of runs or a sweep, got 0"),
+        ([], [], "report needs folder=DIR: a sweep, or a folder of runs"),
         (["{grid}"], ["metric=test/ac"], "no run has the metric 'test/ac'. Did you mean test/acc?"),
         (["{grid}"], ["output={grid}"], "output={grid} is a folder; name a file, as output={grid}/report.html"),
         (["{grid}"], ["output={grid}/no/r.html"], "output={grid}/no/r.html: no folder {grid}/no; make it first"),
-        (["{grid}"], ["out=x"], "report takes output=, metric=, got 'out=x'"),
+        (
+            ["{grid}"],
+            ["out=x"],
+            "report has no option 'out'. Did you mean output?",
+        ),
     ],
 )
 def test_bad_input_is_one_line(grid, words, overrides, message):
-    line = Line(words=[w.format(grid=grid) for w in words], overrides=[o.format(grid=grid) for o in overrides])
+    words, overrides = ([word.format(grid=grid) for word in part] for part in (words, overrides))
+    line = Line("report", words=words, overrides=overrides)
     with pytest.raises(ConfigError) as error:
-        command.run(line)
+        command.run(read_options(command.Options, line))
     assert str(error.value) == message.format(grid=grid)
 
 

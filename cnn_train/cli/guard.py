@@ -71,11 +71,22 @@ def explain(error: Exception) -> tuple[str, Iterable[str], int]:
             [],
             EnvError.exit_code,
         )
+    if isinstance(error, FileNotFoundError) and not error.filename and is_gone():
+        return "the folder that this shell stands in is gone; cd into one that exists", [], UserError.exit_code
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if missing and not missing.startswith("cnn_train"):
         package = missing.partition(".")[0]
         return f"the package {package} is not installed", [f"try: {pip_line(package)}"], EnvError.exit_code
     return f"unexpected {type(error).__name__}: {first_line(error)}", [], 1
+
+
+def is_gone() -> bool:
+    """Whether the working folder has been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def pip_line(package: str) -> str:

@@ -1,21 +1,30 @@
-"""`cnn-train compare DIR... [where=] [sort=] [format=]`: settings side by side, each metric over its seeds."""
+"""Show the settings of runs side by side, each metric as mean and deviation over its seeds."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from cnn_train.cli.line import Line
+from cnn_train.cli.options import Verb, option
 from cnn_train.errors import ConfigError
 from cnn_train.report import runs, settings, tables
 
 
-def run(line: Line) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(Verb):
+    folders: tuple[str, ...] = option("folders of runs or sweeps", word=True, of="path", value="DIR")
+    where: str | None = option("only runs with these settings, as where=norm=bn", default=None, value="KEY=VALUE")
+    sort: str | None = option("the metric to sort by", default=None, value="METRIC")
+    format: Literal["text", "md", "csv", "json", "latex"] = option("of the table", default="text")
+    examples = (
+        ("cnn-train compare outputs", "all runs"),
+        ("cnn-train compare outputs where=norm=bn format=md", "some of them, as Markdown"),
+    )
+
+
+def run(options: Options) -> int:
     """Print the table; remarks about damaged or repeated runs go to stderr."""
-    given = options(line, "compare", ("where", "sort", "format"))
-    if not line.words:
-        error = ConfigError("compare needs the folders of runs or sweeps")
-        error.add_note("try: cnn-train compare outputs")
-        raise error
-    text, notes = compare(line.words, given.get("where"), given.get("sort"), given.get("format", "text"))
+    text, notes = compare(options.folders, options.where, options.sort, options.format)
     print(text, end="")
     for note in notes:
         print(note, file=sys.stderr)
@@ -34,16 +43,3 @@ def compare(
     notes = [*study.notes, *comparison.notes]
     notes += [f"{run.folder}: {run.cause}" for run in chosen if run.state == "unreadable"]
     return tables.table(comparison, format, sort), notes
-
-
-def options(line: Line, command: str, known: Sequence[str]) -> dict[str, str]:
-    """The `name=value` words of a line. Raises ConfigError for one that the command does not take."""
-    given = {}
-    for override in line.overrides:
-        name, _, value = override.partition("=")
-        if name not in known:
-            raise ConfigError(f"{command} takes {', '.join(f'{key}=' for key in known)}, got {override!r}")
-        if not value:
-            raise ConfigError(f"{name}= needs a value")
-        given[name] = value
-    return given

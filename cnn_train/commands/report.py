@@ -1,23 +1,29 @@
-"""`cnn-train report DIR [output=FILE] [metric=NAME]`: the answer of a sweep, or of any runs, as one HTML file."""
+"""Write the answer of a sweep, or of any runs, as one HTML file."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnn_train.atomic import write_text
-from cnn_train.cli.line import Line
-from cnn_train.commands.compare import options
+from cnn_train.cli.options import Verb, option
 from cnn_train.errors import ConfigError
 from cnn_train.report import runs
 
 
-def run(line: Line) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(Verb):
+    folder: str = option("a sweep, or a folder of runs", word=True, of="path", value="DIR")
+    output: str | None = option("the file; without it DIR/report.html", default=None, of="path")
+    metric: str | None = option("what the runs are ranked by", default=None, value="METRIC")
+    examples = (
+        ("cnn-train report outputs/sweeps/DATE_TIME_0", "a sweep"),
+        ("cnn-train report outputs metric=test/acc output=answer.html", "all runs, by accuracy"),
+    )
+
+
+def run(options: Options) -> int:
     """Write the report and say where it is."""
-    given = options(line, "report", ("output", "metric"))
-    if len(line.words) != 1:
-        error = ConfigError(f"report needs one folder of runs or a sweep, got {len(line.words)}")
-        error.add_note("try: cnn-train report outputs/sweeps/DATE_TIME_N")
-        raise error
-    print(f"report  {report(line.words[0], given.get('output'), given.get('metric'))}")
+    print(f"report  {report(options.folder, options.output, options.metric)}")
     return 0
 
 

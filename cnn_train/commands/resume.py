@@ -1,15 +1,17 @@
-"""cnn-train resume: continue a stopped run, or train it for longer."""
+"""Continue a stopped run, or train it for longer."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cnn_train.cli.line import Line
+from cnn_train.cli.options import OfRun, option
+from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
-from cnn_train.runs.find import found_runs
+from cnn_train.runs.find import find
 
-# What may change in a run that goes on: a setting, or all below one that ends with a dot. All else would make the
-# steps before and after those of two experiments.
+# What may change in a run that goes on: a setting, or all below one that ends with a dot. Changing anything else would
+# join two different experiments in one run.
 CHANGEABLE = (
     "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
     "trainer.precision", "trainer.eval_every", "trainer.log_every", "trainer.profiler", "trainer.on_nan",
@@ -18,42 +20,44 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
-SCHEDULES = ("stretch", "keep", "restart")
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRun):
+    schedule: Literal["stretch", "keep", "restart"] = option(
+        "of a longer run: over its new length, as it was, or anew from here", default="stretch"
+    )
+    examples = (
+        ("cnn-train resume last", "go on where the newest run was stopped"),
+        ("cnn-train resume last trainer.max_epochs=80 schedule=keep", "train it for longer"),
+    )
 
 
-def run(line: Line) -> int:
-    own = [word for word in line.overrides if word.startswith(("run=", "schedule="))]
-    options = dict(word.split("=", 1) for word in own)
-    run = options.get("run") or (line.words[0] if line.words else None)
-    if run is None:
-        error = ConfigError("resume needs a run folder")
-        error.add_note("try: cnn-train resume outputs/MODEL/DATE_TIME_N")
-        raise error
-    folder = Path(run)
-    if not folder.is_dir():
-        raise ConfigError(f"no run at {folder.absolute()}; {found_runs()}")
-    changes = [word for word in line.overrides if word not in own]
-    for word in changes:
+def run(options: Options) -> int:
+    folder = find(options.run, options.output_dir).folder
+    for word in options.settings:
         key = word.partition("=")[0].lstrip("+~")
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
             error = ConfigError(f"{word}: a run that goes on keeps this; it would be another experiment")
             error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {word}")
             raise error
-    policy = options.get("schedule", "stretch")
-    if policy not in SCHEDULES:
-        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {policy!r}")
-    from cnn_train.config.load import load
+    from cnn_train.config.load import load, recorded_choices
     from cnn_train.config.overrides import leaves
 
-    before, config = dict(leaves(load(folder))), load(folder, changes)
+    before, config = dict(leaves(load(folder))), load(folder, options.settings, config_dir=options.config_dir)
+    if shown(config, options, recorded_choices(config)):
+        return 0
     show_changes(before, dict(leaves(config)))
-    return go_on(config, folder, policy if config.trainer.max_epochs != before["trainer.max_epochs"] else None)
+    return go_on(
+        config, folder, options.schedule if config.trainer.max_epochs != before["trainer.max_epochs"] else None
+    )
 
 
 def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
+    from cnn_train.config.overrides import text_of
+
     for key, value in after.items():
         if key not in before or before[key] != value:
-            print(f"{key}  {before.get(key, 'not set')} -> {value}", file=sys.stderr)
+            was = text_of(before[key]) if key in before else "not set"
+            print(f"{key}  {was} -> {text_of(value)}", file=sys.stderr)
 
 
 def go_on(config: Any, folder: Path, policy: str | None = None) -> int:

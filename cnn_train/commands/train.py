@@ -1,24 +1,34 @@
-"""cnn-train [train]: compose a config and train it."""
+"""Compose a config and train it (the default command)."""
 
-from cnn_train.cli.line import Line
-from cnn_train.cli.show import show_config, show_info
-from cnn_train.commands import sweep
+from dataclasses import dataclass
+from typing import Literal
+
+from cnn_train.cli.options import Composes, flag, option
+from cnn_train.cli.show import shown
 
 
-def run(line: Line) -> int:
-    if "--multirun" in line.flags:
-        return sweep.run(line)
+@dataclass(frozen=True, kw_only=True)
+class Options(Composes):
+    resume: Literal["auto"] | None = option("continue the newest unfinished run of this very config", default=None)
+    multirun: bool = flag("--multirun")
+    examples = (
+        ("cnn-train model=resnet18 norm=gn optimizer.lr=0.01", "choices and settings"),
+        ("cnn-train model=unet --cfg job", "print the config instead"),
+    )
+
+
+def run(options: Options) -> int:
+    if options.multirun:
+        from cnn_train.commands import sweep
+
+        return sweep.train_all(options, options.resume)
     from cnn_train.config.compose import Composer
 
-    composer = Composer(line.config_dir)
-    config = composer.compose([word for word in line.overrides if word != "resume=auto"])
-    if "--cfg" in line.flags:
-        show_config(config, line)
-        return 0
-    if "--info" in line.flags:
-        show_info(config, composer.choices, line)
+    composer = Composer(options.config_dir)
+    config = composer.compose(options.settings)
+    if shown(config, options, composer.choices):
         return 0
     from cnn_train.experiment.train import train
 
-    train(config, resume="auto" if "resume=auto" in line.overrides else False)
+    train(config, resume=options.resume or False)
     return 0

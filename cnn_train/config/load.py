@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import AliasToken, scan
 
 from cnn_train.atomic import refuse_links
-from cnn_train.config.choices import GROUPS
+from cnn_train.config.choices import GROUPS, Choices
 from cnn_train.config.compose import Composer
 from cnn_train.config.frozen import check_interpolations, fix_environment
 from cnn_train.config.overrides import apply, leaves, line_of, parse
@@ -22,27 +22,37 @@ AFTER_TRAINING = ("inference", "postprocess")
 
 
 def load(
-    path: str | Path, overrides: Iterable[str] = (), *, trust: Sequence[str] = (), may: Sequence[str] = ()
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    config_dir: str | Path | None = None,
+    trust: Sequence[str] = (),
+    may: Sequence[str] = (),
 ) -> DictConfig:
     """Read the frozen config of a run (its folder or config.yaml) and change single settings of it.
 
     The file may come from anywhere: it is checked like a command line, and `check_targets` lets in what conf/ names
     and what lies in the user's own packages `trust`. Only `overrides`, which the user typed, and the keys `may` can
-    download. What `${oc.env:NAME}` gives is fixed here, so that what was checked is what is built. Raises ConfigError.
+    download. What `${oc.env:NAME}` gives is fixed here, so that what was checked is what is built. `config_dir` holds
+    choices of the user's own; without it the one that the run was composed with is used. Raises ConfigError.
     """
     path = Path(path)
     if path.is_dir():
         refuse_links(path)
         path = path / "config.yaml"
     config = _read(path)
+    if config_dir is not None:
+        OmegaConf.update(config, "config_dir", str(Choices.find(config_dir).dirs[1]), force_add=True)
     parsed = parse(overrides)
     for override in parsed:
         if override.key_or_group in GROUPS and override.key_or_group not in ("sweep", *AFTER_TRAINING):
             raise ConfigError(f"{line_of(override)}: a run keeps its {override.key_or_group}; start a new run instead")
     _choose_after_training(config, [override for override in parsed if override.key_or_group in AFTER_TRAINING], parsed)
     apply(config, [override for override in parsed if override.key_or_group not in AFTER_TRAINING], parsed)
-    # A chosen group is checked: which folder its file came from may be the config's own word.
-    typed = [*may, *(override.key_or_group for override in parsed if override.key_or_group not in GROUPS)]
+    # A chosen group is checked, unless its folder was named now: else that may be the config's own word.
+    unchecked = AFTER_TRAINING if config_dir is not None else ()
+    keys = [override.key_or_group for override in parsed]
+    typed = [*may, *(key for key in keys if key not in GROUPS or key in unchecked)]
     _fix(config, typed)
     check_targets(config, trust, typed)
     return check(config)
@@ -64,9 +74,20 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path} is not valid YAML: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} holds no run config")
+    if "choices" in config and "settings" not in config:
+        raise ConfigError(
+            f"{path} is of an older cnn-train, whose settings have other names; a new run takes its weights: "
+            f"weights={path.parent / 'best.ckpt'}"
+        )
     check_interpolations(config)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def recorded_choices(config: DictConfig) -> Choices:
+    """The choices that a run was composed with: the shipped ones, and those of its --config-dir if it exists."""
+    folder = config.get("config_dir")
+    return Choices.find(folder if folder and Path(folder).is_dir() else None)
 
 
 def _fix(config: DictConfig, typed: Sequence[str]) -> None:
@@ -98,8 +119,9 @@ def text(config: DictConfig, path: Path) -> str:
 
 
 def _choose_after_training(config: DictConfig, chosen: Sequence[Override], parsed: Sequence[Override]) -> None:
-    """Put the choices of these groups, or the defaults of those that an old run does not know, into its config."""
-    composer = Composer()
+    """Apply `inference=` and `postprocess=` to a saved config; one that lacks them gets the defaults."""
+    choices = recorded_choices(config)
+    composer = Composer(choices.dirs[1] if len(choices.dirs) > 1 else None)
     defaults = composer.choices.defaults()
     lines = [f"{group}={defaults[group]}" for group in AFTER_TRAINING if group not in config]
     lines += [line for override in chosen if (line := composer._selection(override, parsed))]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnn_train.config.choices import nearest
+from cnn_train.config.choices import nearest, typed
 from cnn_train.config.frozen import CODE
 from cnn_train.config.signatures import Kinds, NoSuchTarget, kinds, signature
 from cnn_train.errors import ConfigError
@@ -25,9 +25,9 @@ from cnn_train.text import is_secret
 @dataclass
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
-    devices: int | str | list[int]
+    devices: int | Literal["auto"] | list[int] = field(metadata={"least": 1, "each": {"least": 0}})
     num_nodes: int = field(metadata={"least": 1})
-    strategy: str
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]
     max_epochs: int = field(metadata={"least": 1})
     schedule_start: int = field(metadata={"least": 0})
@@ -70,6 +70,7 @@ class RunConfig:
     monitor: str | None
     weights: str | None
     output_dir: str
+    config_dir: str | None
     repro: Literal["fast", "strict"]
     model: Any
     data: Any
@@ -108,6 +109,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "batch_size": {"least": 1}, "eval_batch_size": {"least": 1}, "lr": {"above": 0}, "weight_decay": {"least": 0},
     "momentum": {"least": 0, "most": 1}, "dropout": {"least": 0, "below": 1}, "warmup_epochs": {"least": 0},
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
+    "workers": {"least": 0},
     "every_minutes": {"above": 0}, "every_steps": {"least": 1}, "keep_best": {"least": 1}, "patience": {"least": 1},
     "every": {"least": 1}, "samples": {"least": 0},
 }  # fmt: skip
@@ -143,7 +145,7 @@ def check(config: DictConfig) -> DictConfig:
         _check_named(plain[group], group, others)
     size = plain["image_size"]
     if isinstance(size, list) and len(size) != 2:
-        raise ConfigError(f"image_size must be one side or [height, width], got {size}")
+        raise ConfigError(f"image_size must be one side or [height, width], got {typed(size)}")
     name = str(plain["name"])
     if re.search(r"^\.*$|[/\\\x00-\x1f]", name):  # it becomes a folder's name
         raise ConfigError(f"name must be a word without slashes, got {name!r}; output_dir says where runs are kept")
@@ -191,7 +193,7 @@ def _check_closed(schema: Any, node: Any, prefix: str) -> dict[str, str]:
     texts: dict[str, str] = {}
     expected = {f.name: f for f in fields(schema)}
     if not isinstance(node, dict):
-        raise ConfigError(f"{prefix} must be a mapping, got {node!r}")
+        raise ConfigError(f"{prefix} must be a mapping, got {typed(node)}")
     for key in node.keys() - expected.keys():
         path = f"{prefix}.{key}".lstrip(".")
         guess = nearest(str(key), expected)
@@ -242,7 +244,7 @@ def _check_open(node: Any, path: str) -> None:
             guess = nearest(name, found.parameters)
             takes = ", ".join(p for p in found.parameters if p not in filled_in) or "nothing"
             meant = f"Did you mean {path}.{guess}?" if guess else f"It takes {takes}"
-            raise ConfigError(f"{target} takes no {name!r} ({key}). {meant}")
+            raise ConfigError(f"{path} takes no {name!r}. {meant}")
         _check_value(key, value, found.parameters.get(name, ""), BOUNDS.get(name, {}))
 
 
@@ -257,7 +259,7 @@ def _check_named(nodes: Any, group: str, others: set[str]) -> None:
             raise ConfigError(f"{group}.{name} must be a node, {{_target_: package.Class}}, or null, got {node!r}")
 
 
-def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, float]) -> None:
+def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, Any]) -> None:
     rule = kinds(annotation)
     node = isinstance(value, dict) and "_target_" in value
     if rule is not None and not node and not rule.accept(value) and not _becomes_text(rule, value):
@@ -267,7 +269,10 @@ def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, flo
         meant = f". Did you mean {guess}?" if guess else ""
         if (key, value) == ("data.batch_size", "auto"):
             meant = ". trainer.split_batches=auto sends a batch through in as many parts as memory needs"
-        raise ConfigError(f"{key} must be {wanted}, got {value!r}{meant}")
+        raise ConfigError(f"{key} must be {wanted}, got {typed(value)}{meant}")
+    if "each" in bounds and value == []:
+        raise ConfigError(f"{key} is an empty list; leave it at auto, or name one at least")
+    bounds = bounds.get("each", bounds) if isinstance(value, list) else {k: v for k, v in bounds.items() if k != "each"}
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             _check_bounds(key, number, bounds)

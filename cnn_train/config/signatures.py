@@ -235,21 +235,27 @@ def _parameters(function: ast.FunctionDef, skip: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Kinds:
-    """What an annotation lets in from YAML: kinds of value, and the words of a Literal."""
+    """What an annotation lets in from YAML: kinds of value, the words of a Literal, the length of a list if fixed."""
 
     names: frozenset[str]
     words: tuple[object, ...] = ()
+    length: int | None = None
 
     def describe(self) -> str:
         spoken = {
             "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word",
             "list": "a list [a, b]", "dict": "a mapping", "none": "null",
         }  # fmt: skip
+        if self.length not in (None, 2):
+            spoken["list"] = f"a list of {self.length}"
         parts = [text for name, text in spoken.items() if name in self.names]
         if "int" in self.names and "float" in self.names:
             parts.remove(spoken["int"])
         if self.words:
-            parts = [", ".join(str(word) for word in self.words), *(p for p in parts if p != spoken["str"])]
+            parts = [
+                ", ".join(str(w).lower() if isinstance(w, bool) else str(w) for w in self.words),
+                *(p for p in parts if p != spoken["str"]),
+            ]
         return " or ".join(parts)
 
     def accept(self, value: object) -> bool:
@@ -265,6 +271,8 @@ class Kinds:
             return "float" in self.names
         if isinstance(value, str):
             return "str" in self.names and not self.words
+        if isinstance(value, list) and self.length not in (None, len(value)):
+            return False
         return ("dict" if isinstance(value, dict) else "list") in self.names
 
 
@@ -294,8 +302,10 @@ def _kinds(node: ast.expr) -> Kinds | None:
             return Kinds(frozenset({"str"}), words)
         if outer in ("Optional", "Union"):
             found = _union(items)
-            return Kinds(found.names | {"none"}, found.words) if found and outer == "Optional" else found
-        return _kinds(node.value)
+            return Kinds(found.names | {"none"}, found.words, found.length) if found and outer == "Optional" else found
+        found = _kinds(node.value)
+        fixed = outer in ("tuple", "Tuple") and not any(ast.unparse(item) == "..." for item in items)
+        return Kinds(found.names, (), len(items)) if found and fixed else found
     if isinstance(node, (ast.Name, ast.Attribute)):
         kind = _SIMPLE.get(ast.unparse(node).rsplit(".", 1)[-1])
         return None if kind is None else Kinds(frozenset({kind} if kind else set()))
@@ -307,4 +317,6 @@ def _union(items: list[ast.expr]) -> Kinds | None:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    return Kinds(frozenset().union(*(part.names for part in known)), sum((part.words for part in known), ()))
+    lengths = {part.length for part in known if "list" in part.names}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return Kinds(frozenset().union(*(part.names for part in known)), sum((part.words for part in known), ()), length)

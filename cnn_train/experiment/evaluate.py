@@ -15,17 +15,20 @@ from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.results import describe_results, show_results, write_csv
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import checkpoint
+from cnn_train.runs.find import find as find_run
 from cnn_train.training.callbacks import display
 
 
-def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test") -> dict[str, float]:
-    """Metrics of a run folder's best weights (or of the checkpoint file `run`) on `split`, by the run's own config.
+def evaluate(
+    run: str | Path, overrides: Sequence[str] = (), split: str = "test", config_dir: str | None = None
+) -> dict[str, float]:
+    """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
 
     They are also written, with a table of the classes and pictures, to eval/<split>[-<inference>][-<postprocess>] in
     the run folder.
     """
     folder, file = find(run, split)
-    cfg = load(folder, overrides)
+    cfg = load(folder, overrides, config_dir=config_dir)
     with quiet_libraries():
         experiment = trained(cfg, folder, file)
         metrics = measure(experiment, split)
@@ -40,14 +43,17 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
 
 
 def search(
-    run: str | Path, combinations: Sequence[tuple[Sequence[str], Sequence[str]]], split: str = "val"
+    run: str | Path,
+    combinations: Sequence[tuple[Sequence[str], Sequence[str]]],
+    split: str = "val",
+    config_dir: str | None = None,
 ) -> list[tuple[str, dict[str, float]]]:
     """Metrics on `split` of each combination (its changes, all its overrides) of post-processing, the best first.
 
     The network's scores are computed once. Written to eval/search.csv in the run folder.
     """
     folder, file = find(run, split)
-    configs = [load(folder, overrides) for _, overrides in combinations]
+    configs = [load(folder, overrides, config_dir=config_dir) for _, overrides in combinations]
     with quiet_libraries():
         alternatives = [build(cfg.postprocess) for cfg in configs[1:]]
         experiment = trained(configs[0], folder, file, alternatives=alternatives)
@@ -69,12 +75,10 @@ def search(
 
 def find(run: str | Path, split: str) -> tuple[Path, Path]:
     """The run's folder, and the checkpoint to evaluate. Raises ConfigError."""
-    path = Path(run)
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
     if split not in ("val", "test"):
         raise ConfigError(f"split must be val or test, got {split!r}")
-    return (path, checkpoint.best_in(path)) if path.is_dir() else (path.parent, path)
+    found = find_run(run)
+    return found.folder, found.checkpoint
 
 
 def trained(cfg: DictConfig, folder: Path, file: Path, **options: Any) -> Experiment:

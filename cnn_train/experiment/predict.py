@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_train.config.build import build, build_layers
-from cnn_train.config.load import load
+from cnn_train.config.load import AFTER_TRAINING, load
 from cnn_train.errors import ConfigError, DataError
+from cnn_train.runs.find import find
 
 if TYPE_CHECKING:  # torch comes after the config is checked
     import torch
@@ -21,28 +22,32 @@ BATCH = 32
 
 
 def predict(
-    run: str | Path, source: str | Path, output: Path | None = None, overrides: Sequence[str] = (), top: int = 5
+    run: str | Path,
+    source: str | Path,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    top: int = 5,
+    config_dir: str | None = None,
 ) -> Path:
-    """Predict one image or all of a folder with a run's best weights; the folder of the results."""
-    path = Path(run)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
-    cfg = load(folder, overrides)
+    """Predict one image or all of a folder with a run's weights (see `cnn_train.runs.find`); the results' folder."""
+    found = find(run)
+    folder, file = found.folder, found.checkpoint
+    cfg = load(folder, overrides, config_dir=config_dir)
     names = _names(Path(source))
     from cnn_train.runs import checkpoint
 
-    file = (
-        path if path.is_file() else next((f for n in ("best", "last") if (f := folder / f"{n}.ckpt").is_file()), None)
-    )
-    if file is None:
-        raise ConfigError(f"{folder} holds no best.ckpt; train it first, or name a checkpoint file: run=FILE")
     state = checkpoint.load(file)
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
+    task = state["preprocessing"]["task"]
+    ignored = [word for word in overrides if word.startswith(AFTER_TRAINING)]
+    if ignored and task != "segmentation":
+        raise ConfigError(
+            f"{ignored[0]} is for segmentation, and {cfg.choices.model} of {folder} is trained for {task}"
+        )
     results = output or folder / "predictions"
     network, device = _network(cfg, state)
-    if state["preprocessing"]["task"] == "segmentation":
+    if task == "segmentation":
         _segment(cfg, state, network, device, names, results)
     else:
         _classify(cfg, state, network, device, names, results, top)
