@@ -31,6 +31,7 @@ FLAGS = (
     Flag(("--package", "-p"), "KEY", "with --cfg: only this part"),
     Flag(("--info", "-i"), "[WHAT]", f"print where it comes from and stop: {', '.join(INFO)}"),
     Flag(("--config-dir", "-cd"), "DIR", "a folder with choices of your own (DIR/model/mine.yaml)"),
+    Flag(("--trust",), "PACKAGE[,...]", "your own packages that a saved run may name, since its file may be anybody's"),
     Flag(("--shell-completion", "-sc"), "install=SHELL", "the TAB key: as the command completion", everywhere=True),
     Flag(("--picture",), "", "PNG files and an HTML page"),
     Flag(("--debug",), "", "show tracebacks (also CNN_TRAIN_DEBUG=1)", everywhere=True),

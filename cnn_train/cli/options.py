@@ -84,6 +84,12 @@ class OfRun(Composes):
 
     run: str = option(RUN, word=True, of="run", value="RUN")
     output_dir: str = option("where last and names of runs are looked for", default="outputs", of="path", value="DIR")
+    trust: str | None = flag("--trust")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the run's config is read: with which choices of one's own, and which packages it may name."""
+        return {"config_dir": self.config_dir, "trust": tuple((self.trust or "").split(","))}
 
 
 def read(options: type[T], line: Line, verbs: Iterable[str] = ()) -> T:

@@ -25,13 +25,13 @@ def run(options: Options) -> int:
 
     if options.multirun:
         return search(run, options)
-    config = load(run.folder, options.settings, config_dir=options.config_dir)  # told before torch is imported
+    config = load(run.folder, options.settings, **options.reading)  # told before torch is imported
     if shown(config, options, recorded_choices(config)):
         return 0
     checkpoint = run.checkpoint
     from cnn_train.experiment.evaluate import evaluate
 
-    evaluate(checkpoint, options.settings, options.split or "test", options.config_dir)
+    evaluate(checkpoint, options.settings, options.split or "test", **options.reading)
     return 0
 
 
@@ -40,7 +40,7 @@ def search(run: Run, options: Options) -> int:
     from cnn_train.config.load import load, recorded_choices
     from cnn_train.sweep.plan import expand
 
-    choices = recorded_choices(load(run.folder, config_dir=options.config_dir))
+    choices = recorded_choices(load(run.folder, **options.reading))
     combinations, configs = list(expand(options.settings, choices)), []
     for changes, settings in combinations:
         for change in changes:
@@ -49,7 +49,7 @@ def search(run: Run, options: Options) -> int:
                     f"{change}: eval -m searches postprocess and its settings, which need no other scores; "
                     "evaluate once for each value of anything else"
                 )
-        configs.append(load(run.folder, settings, config_dir=options.config_dir))
+        configs.append(load(run.folder, settings, **options.reading))
     if not combinations[0][0]:
         raise ConfigError("eval -m searches lists of values, as postprocess=crf postprocess.bi_w=2,4")
     if any([shown(config, options, choices) for config in configs]):
@@ -57,5 +57,5 @@ def search(run: Run, options: Options) -> int:
     checkpoint = run.checkpoint
     from cnn_train.experiment.evaluate import search
 
-    search(checkpoint, combinations, options.split or "val", options.config_dir)
+    search(checkpoint, combinations, options.split or "val", **options.reading)
     return 0

@@ -28,11 +28,11 @@ def run(options: Options) -> int:
     run = find(options.run, options.output_dir)
     from cnn_train.config.load import load, recorded_choices
 
-    config = load(run.folder, options.settings, config_dir=options.config_dir)
+    config = load(run.folder, options.settings, **options.reading)
     if shown(config, options, recorded_choices(config)):
         return 0
     from cnn_train.experiment.predict import predict
 
-    results = predict(run.checkpoint, options.input, options.output, options.settings, options.top, options.config_dir)
+    results = predict(run.checkpoint, options.input, options.output, options.settings, options.top, **options.reading)
     print(f"predictions  {results}")
     return 0

@@ -16,7 +16,7 @@ CHANGEABLE = (
     "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
     "trainer.precision", "trainer.eval_every", "trainer.log_every", "trainer.profiler", "trainer.on_nan",
     "trainer.gradient_clip", "callbacks.", "data.root", "data.workers", "data.cache_dir", "data.in_memory",
-    "data.eval_batch_size", "repro",
+    "data.eval_batch_size", "data.download", "logger.", "repro",
 )  # fmt: skip
 
 
@@ -42,13 +42,17 @@ def run(options: Options) -> int:
     from cnn_train.config.load import load, recorded_choices
     from cnn_train.config.overrides import leaves
 
-    before, config = dict(leaves(load(folder))), load(folder, options.settings, config_dir=options.config_dir)
+    before = dict(leaves(load(folder, **options.reading)))
+    config = load(folder, options.settings, **options.reading)
     if shown(config, options, recorded_choices(config)):
         return 0
     show_changes(before, dict(leaves(config)))
-    return go_on(
-        config, folder, options.schedule if config.trainer.max_epochs != before["trainer.max_epochs"] else None
-    )
+    if config.trainer.max_epochs != before["trainer.max_epochs"]:
+        set_schedule(config, folder, options.schedule, before)
+    from cnn_train.experiment.train import train
+
+    train(config, folder, resume=True)
+    return 0
 
 
 def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
@@ -60,27 +64,20 @@ def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
             print(f"{key}  {was} -> {text_of(value)}", file=sys.stderr)
 
 
-def go_on(config: Any, folder: Path, policy: str | None = None) -> int:
-    """Resume the run in `folder`; `policy` says what becomes of the schedule if the run is longer now.
+def set_schedule(config: Any, folder: Path, policy: str, before: dict[str, Any]) -> None:
+    """Fit the schedule to another number of epochs.
 
     `stretch`: it is that of a run of the new length. `keep`: it stays, and its last value with it. `restart`: the
     epochs from here on have one of their own.
     """
-    from cnn_train.config.load import load
+    trainer = config.trainer
+    if policy == "keep":
+        was = before["trainer.schedule_epochs"], before["trainer.max_epochs"] - before["trainer.schedule_start"]
+        trainer.schedule_epochs = was[0] or was[1]
+        return
+    trainer.schedule_epochs = None
+    if policy == "restart":
+        from cnn_train.runs import checkpoint
 
-    if policy in ("keep", "restart"):
-        trainer, was = config.trainer, load(folder).trainer
-        if policy == "keep":
-            trainer.schedule_epochs = was.schedule_epochs or was.max_epochs - was.schedule_start
-        else:
-            from cnn_train.runs import checkpoint
-
-            state, _ = checkpoint.load_newest(folder)
-            trainer.schedule_start = state["progress"]["epoch"] if state else 0
-            trainer.schedule_epochs = None
-    elif policy == "stretch":
-        config.trainer.schedule_epochs = None
-    from cnn_train.experiment.train import train
-
-    train(config, folder, resume=True)
-    return 0
+        state, _ = checkpoint.load_newest(folder)
+        trainer.schedule_start = state["progress"]["epoch"] if state else 0

@@ -23,7 +23,7 @@ def run(options: Options) -> int:
     folder = find(options.run, options.output_dir).folder
     from cnn_train.config.load import load, recorded_choices
 
-    cfg = load(folder, options.settings, config_dir=options.config_dir)
+    cfg = load(folder, options.settings, **options.reading)
     if shown(cfg, options, recorded_choices(cfg)):
         return 0
     from cnn_train.experiment.replay import differences

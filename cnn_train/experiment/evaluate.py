@@ -20,7 +20,12 @@ from cnn_train.training.callbacks import display
 
 
 def evaluate(
-    run: str | Path, overrides: Sequence[str] = (), split: str = "test", config_dir: str | None = None
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    *,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
 
@@ -28,7 +33,7 @@ def evaluate(
     the run folder.
     """
     folder, file = find(run, split)
-    cfg = load(folder, overrides, config_dir=config_dir)
+    cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
     with quiet_libraries():
         experiment = trained(cfg, folder, file)
         metrics = measure(experiment, split)
@@ -46,14 +51,16 @@ def search(
     run: str | Path,
     combinations: Sequence[tuple[Sequence[str], Sequence[str]]],
     split: str = "val",
+    *,
     config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> list[tuple[str, dict[str, float]]]:
     """Metrics on `split` of each combination (its changes, all its overrides) of post-processing, the best first.
 
     The network's scores are computed once. Written to eval/search.csv in the run folder.
     """
     folder, file = find(run, split)
-    configs = [load(folder, overrides, config_dir=config_dir) for _, overrides in combinations]
+    configs = [load(folder, overrides, config_dir=config_dir, trust=trust) for _, overrides in combinations]
     with quiet_libraries():
         alternatives = [build(cfg.postprocess) for cfg in configs[1:]]
         experiment = trained(configs[0], folder, file, alternatives=alternatives)

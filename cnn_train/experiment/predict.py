@@ -27,12 +27,14 @@ def predict(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     top: int = 5,
+    *,
     config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Predict one image or all of a folder with a run's weights (see `cnn_train.runs.find`); the results' folder."""
     found = find(run)
     folder, file = found.folder, found.checkpoint
-    cfg = load(folder, overrides, config_dir=config_dir)
+    cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
     names = _names(Path(source))
     from cnn_train.runs import checkpoint
 
