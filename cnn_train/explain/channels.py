@@ -67,10 +67,10 @@ def explain(size: int = 8, kernel: int = 3, channels: int = 16, outputs: int = 3
     full, separable = (sum(layer.weight.numel() for layer in kinds[name]) for name in ("full", "separable"))
     w, x = np.random.default_rng(2).normal(size=(m, c)), np.random.default_rng(3).normal(size=(c, n, n))
     mixed = agree(np.einsum("mc,chw->mhw", w, x), F.conv2d(torch.tensor(x), torch.tensor(w)[:, :, None, None]))
-    page.say(f"""A depthwise convolution looks around within each channel, a 1×1 convolution mixes the channels. Together
-        they have {agree(1 / m + 1 / k**2, separable / full):.3f} of a full one's weights. A 1×1 convolution is one
-        {m} by {c} matrix, the same at every pixel: a matrix product per pixel gives the same {mixed.value.size:,}
-        numbers {mixed:✓}.""")
+    page.say(f"""A depthwise convolution looks around within a channel, a 1×1 convolution mixes channels. Together
+        they have {agree(1 / m + 1 / k**2, separable / full):.3f} of a full one's weights. A 1×1 convolution is
+        one {m} by {c} matrix, the same at every pixel: a matrix product per pixel gives the same
+        {mixed.value.size:,} numbers {mixed:✓}.""")
     page.see(
         layers="torch.nn.Conv2d cnn_train.layers.blocks.SeparableConv2d cnn_train.layers.pool.GlobalDepthwiseConv",
         networks="nin alexnet_2012 resnext50_32x4d mobilenet_v1 mobilenet_v2 xception deeplabv3plus",

@@ -39,8 +39,8 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
 
     page.head("Backward: the places that the error goes to")
     page.say(f"""Let the error of the outputs be $δ$ = {number(delta)}. The mean hands every pixel of its window the
-        same share, $δ/k^{{2}}$. The maximum hands all of it to the pixel that won; the others would not have changed the
-        output. Where windows overlap, errors are added.""")
+        same share, $δ/k^{{2}}$. The maximum hands all of it to the pixel that won: a small change of another would not
+        have changed the output. Where windows overlap, errors are added.""")
     mean_back, max_back = np.zeros((size, size)), np.zeros((size, size))
     for d, window, (row, column) in zip(delta, windows, starts, strict=True):
         mean_back[row : row + kernel, column : column + kernel] += d / kernel**2
@@ -81,22 +81,24 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     return page
 
 
-def shifts(page: Page, size: int = 64, window: int = 4) -> None:
+def shifts(page: Page, k: int = 4) -> None:
     page.head("Invariance, measured")
-    line = np.random.default_rng(2).normal(size=size)
-    line = np.maximum(np.convolve(np.tile(line, 3), np.hanning(9), "same")[size : 2 * size], 0)  # smooth, rectified
-    change: dict[str, list[float]] = {"no pooling": [], "mean": [], "max": []}
-    how = {"no pooling": lambda rows: rows[:, 0], "mean": lambda rows: rows.mean(1), "max": lambda rows: rows.max(1)}
-    for name, values in change.items():
-        still = how[name](line.reshape(-1, window))
-        for shift in range(2 * window + 1):
-            moved = how[name](np.roll(line, shift).reshape(-1, window))
-            values.append(float(np.linalg.norm(moved - still) / np.linalg.norm(still)))
-    one = F.max_pool1d(torch.tensor(np.roll(line, 1))[None], window) - F.max_pool1d(torch.tensor(line)[None], window)
-    reference = float(one.norm() / F.max_pool1d(torch.tensor(line)[None], window).norm())
-    page.say(f"""Move a smooth signal by one pixel and compare what windows of {window}, {window} apart, say of it: keeping
-        every {window}th pixel changes by {change["no pooling"][1]:.0%} of its length, the mean by
-        {change["mean"][1]:.0%}, the maximum by {agree(change["max"][1], reference):.0%}. It is a help against small
-        shifts, and no invariance: at a shift of a whole window the outputs have moved on by one.""")
-    page.picture("How far the pooled signal moves, as a share of its length.",
-                 curves(range(2 * window + 1), change, "change under a shift", "shift, pixels", dots=True))  # fmt: skip
+    # Found features as single pixels, far apart; a gap of 4k + 1 puts them at every place of a window equally often.
+    line = torch.zeros(1, k * k * (4 * k + 1)).double()
+    line[0, :: 4 * k + 1] = 1
+    ways = {"every kth pixel": lambda x: x[:, ::k], "max of k": lambda x: F.max_pool1d(x, k)}
+    moves = range(2 * k + 1)
+    change = {
+        name: [float((way(line.roll(move, 1)) - way(line)).norm() / way(line).norm()) for move in moves]
+        for name, way in ways.items()
+    }
+    formula = [np.sqrt(2 * min(move, k) / k) for move in moves]
+    page.formula("‖y(moved by d) − y‖ / ‖y‖ = √(2d/k),   d ≤ k",
+                 "d of k features leave their window, each is missing in one output and new in another")  # fmt: skip
+    page.say(f"""Move a map of scattered features by one pixel. If only every {k}th pixel is kept, other features are
+        seen than before, and the output changes by {change["every kth pixel"][1]:.2f} of its length. Maxima of {k}
+        change by {change["max of k"][1]:.2f}, as the formula says, for every shift
+        {agree(change["max of k"], formula):✓}. That helps with small shifts and is no invariance: moved by a whole
+        window, the output has moved on by one.""")
+    page.picture("How far the output moves; √2 is a map that shares nothing with the old one.",
+                 curves(moves, change, "change under a shift", "shift, pixels", dots=True))  # fmt: skip
