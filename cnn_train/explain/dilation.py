@@ -34,7 +34,8 @@ def explain(kernel: int = 3, dilation: int = 2, size: int = 8, layers: int = 5) 
     holes[..., ::dilation, ::dilation] = w
     side = agree(y.shape[-1], size - reach + 1)
     page.say(f"""With $d$ = {dilation}, neighbours of the {kernel}×{kernel} weights are {dilation} pixels apart, so that
-        the kernel spans $k'$ = {reach} pixels. A plain convolution with this larger kernel gives the same {side} by {side} outputs
+        the kernel spans $k'$ = {reach} pixels. A plain convolution with this larger kernel gives the same {side} by
+        {side} outputs
         {agree(F.conv2d(x, holes), y):✓}; the dilated one leaves out the products with zero.""")
     page.picture(f"{kernel * kernel} weights over {reach * reach} pixels.", cells(w[0, 0], "weights"),
                  cells(holes[0, 0], f"with holes, d = {dilation}", zeros=False), cells(y[0, 0], "outputs"))  # fmt: skip
