@@ -25,8 +25,8 @@ def explain(batch: int = 2, inputs: int = 3, hidden: int = 4, classes: int = 3) 
     target = np.arange(batch) % classes
 
     page.head("Forward")
-    page.formula("z = x W_1^{⊤} + b_1,  h = max(z, 0),  s = h W_2^{⊤} + b_2,  p = softmax(s),  L = −1/N Σ_n ln p_{n, t}",
-                 f"{RUMELHART}; t is the true class")  # fmt: skip
+    page.formula("z = x W_1^{⊤} + b_1,   h = max(z, 0),   s = h W_2^{⊤} + b_2,   p = softmax(s),   L = −1/N Σ ln p_t",
+                 f"{RUMELHART}; N samples, t the true class")  # fmt: skip
     z = x @ w1.T + b1
     h = np.maximum(z, 0)
     s = h @ w2.T + b2
@@ -37,8 +37,8 @@ def explain(batch: int = 2, inputs: int = 3, hidden: int = 4, classes: int = 3) 
     th = tz.relu()
     ts = th @ leaves[2].T + leaves[3]
     reference = F.cross_entropy(ts, torch.tensor(target))
-    page.say(f"""{batch} samples, true classes {number(target)}: the loss is {agree(loss, reference)}. With scores drawn
-        at random it would be about ln {classes} = {number(np.log(classes))}.""")
+    page.say(f"""{batch} samples, true classes {number(target)}: the loss is {agree(loss, reference)}. With equal scores
+        it would be ln {classes} = {number(np.log(classes))}.""")
     page.picture("The first number of a row belongs to the first unit.", cells(x, "x"), cells(h, "h"), cells(s, "s"),
                  cells(p, "p", spec=".2f"))  # fmt: skip
 
@@ -53,18 +53,13 @@ def explain(batch: int = 2, inputs: int = 3, hidden: int = 4, classes: int = 3) 
     ours = {"δ_s": delta_s, "δ_h": delta_h, "δ_z": delta_z, "∂L/∂W_2": delta_s.T @ h, "∂L/∂b_2": delta_s.sum(0),
             "∂L/∂W_1": delta_z.T @ x, "∂L/∂b_1": delta_z.sum(0)}  # fmt: skip
     theirs = torch.autograd.grad(reference, [ts, th, tz, leaves[2], leaves[3], leaves[0], leaves[1]])
-    steps = [
-        "the head",
-        "through W_2",
-        "through ReLU",
-        "weights of s",
-        "a bias acts on every sample",
-        "weights of z",
-        "as above",
-    ]
-    page.table(["", "shape", "by", "first row", "autograd"],
-               [[f"${name}$", "×".join(map(str, value.shape)), step, number(np.atleast_2d(value)[0]), f"{agree(value, other):✓}"]
-                for (name, value), step, other in zip(ours.items(), steps, theirs, strict=True)])  # fmt: skip
+    rows = []
+    for (name, value), other in zip(ours.items(), theirs, strict=True):
+        shape, row = "×".join(map(str, value.shape)), np.atleast_2d(value)[-1]
+        rows.append([f"${name}$", shape, number(row, ".4f"), f"{agree(value, other):✓}"])
+    page.table(["", "shape", "its last row", "as autograd"], rows)
+    page.say("""A weight's gradient sums over the samples. A bias acts on every sample, so its gradient is the sum of the
+        deltas. Where a hidden unit was silent, no error passes.""")
     page.picture("The error on its way through ReLU.", cells(delta_h, "δ of h", spec=".2f"),
                  cells((z > 0).astype(int), "z > 0"), cells(delta_z, "δ of z", spec=".2f"))  # fmt: skip
     heads(page)
@@ -88,7 +83,7 @@ def heads(page: Page) -> None:
     by_hinge[true] = -by_hinge.sum()
     kinds = {
         "softmax": (-np.log(p[true]), p - y, F.cross_entropy(s, target)),
-        "k sigmoids": (-np.log(np.where(y == 1, q, 1 - q)).sum(), q - y, -F.logsigmoid(s[0] * torch.tensor(2 * y - 1)).sum()),
+        "k sigmoids": (-np.log(np.where(y == 1, q, 1 - q)).sum(), q - y, -F.logsigmoid(s * torch.tensor(2 * y - 1)).sum()),
         "hinge": (margins.sum(), by_hinge, F.multi_margin_loss(s, target, reduction="sum") * k),
     }  # fmt: skip
     page.formula("softmax: p − y,   k sigmoids: σ(s) − y,   hinge: [s_i > s_t − 1] for i ≠ t, minus their number for t",

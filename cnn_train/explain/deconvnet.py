@@ -24,7 +24,7 @@ def explain(size: int = 16, square: int = 7) -> Page:
 
     page.head("Three ways back through a rectifier")
     page.formula("gradient: R (x > 0),   deconvnet: max(R, 0),   guided: max(R, 0)(x > 0)",
-                 f"x went into the ReLU, R arrives from above; {ZEILER}, section 2.1, {SPRINGENBERG}, figure 1")  # fmt: skip
+                 f"x went in, R arrives from above; {ZEILER}, section 2.1; {SPRINGENBERG}, figure 1")  # fmt: skip
     x, above = np.array([3.0, -1.0, 2.0, -4.0]), np.array([-2.0, 5.0, 1.0, -3.0])
     ways = {"gradient": above * (x > 0), "deconvnet": np.maximum(above, 0), "guided": np.maximum(above, 0) * (x > 0)}
     into = torch.tensor(x).requires_grad_()

@@ -136,9 +136,6 @@ class Page:
     def write(self, folder: Path) -> Path:
         """Write index.html, and the pictures as 1.svg, 2.svg, ..., into a folder that may exist; returns the page."""
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.svg"):  # of a run with other options
-            if old.stem.isdigit():
-                old.unlink()
         for place, (_, data) in enumerate(self.pictures, 1):
             (folder / f"{place}.svg").write_bytes(data)
         partial = folder / "index.html.partial"

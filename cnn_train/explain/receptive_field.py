@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnn_train.analysis import effective_receptive_field, receptive_field
-from cnn_train.explain.check import agree, limits, number, require
+from cnn_train.explain.check import agree, limits, require
 from cnn_train.explain.draw import curves, heat
 from cnn_train.explain.page import Page
 from cnn_train.layers.init import he_normal
@@ -100,7 +100,7 @@ def effective(page: Page, deep: int, k: int = 3) -> None:
             nets.append(net)
     seen = effective_receptive_field(nets, (1, 33, 33), samples=16)
     places = np.arange(len(lines[-1])) - len(lines[-1]) // 2
-    page.picture(f"""Left, {deep} layers of equal weights. Right, as measured: the gradient of a unit behind eight random
-        3×3 convolutions with ReLU, whose field is {1 + 8 * (k - 1)} pixels wide; σ = {seen.deviation[0]:.2f} pixels.""",
+    page.picture(f"""Left, {deep} layers of equal weights. Right, as measured: the gradient of a unit behind eight
+        random convolutions with ReLU. Their field is {1 + 8 * (k - 1)} pixels wide, σ = {seen.deviation[0]:.2f}.""",
         curves(places, {"share": lines[-1] / lines[-1].max()}, "weight of a pixel", "pixels from the middle"),
         heat(seen.map, "effective field", side=2.6))  # fmt: skip

@@ -86,7 +86,7 @@ def checkerboard(page: Page, kernel: int, stride: int, size: int = 6) -> None:
 def side_by_side(page: Page) -> None:
     page.head("Three ways, side by side")
     page.formula("w_{ij} = (1 − |i − c|/s)(1 − |j − c|/s),   c = (k − 1)/2",
-                 "the start of FCN's weights, [Long et al. 2015](https://arxiv.org/abs/1411.4038), section 3.3")  # fmt: skip
+                 "FCN's start, [Long et al. 2015](https://arxiv.org/abs/1411.4038), section 3.3")  # fmt: skip
     x = torch.tensor(np.random.default_rng(3).permutation(16).reshape(1, 1, 4, 4)).double()
     pooled, indices = F.max_pool2d(x, 2, return_indices=True)
     unpooled = torch.zeros(16).double()
