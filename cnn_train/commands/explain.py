@@ -61,7 +61,7 @@ def find(word: str) -> str:
 
 
 def read(topic: str, name: str, text: str) -> Any:
-    """The value of an option of a topic. ConfigError if there is none of this name, or if the text is not of its type."""
+    """The value of a topic's option. ConfigError if there is none of this name, or if the text is not of its type."""
     options = explain.options(topic)
     if name not in options:
         guess = nearest(name, options)

@@ -19,7 +19,8 @@ from typing import Any
 # name here.
 TOPICS = (
     "convolution", "channels", "pooling", "dilation", "upsampling", "receptive_field", "deconvnet", "backpropagation",
-    "activations", "initialization", "normalization", "optimizers", "dropout", "label_smoothing", "lstm", "crf",
+    "activations", "initialization", "normalization", "batch_norm", "optimizers", "dropout", "label_smoothing", "lstm",
+    "crf",
 )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 Why a stack of sigmoids learns slowly, and how a rectifier dies of too large a step.
 """
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from cnn_train.explain.draw import curves
 from cnn_train.explain.page import Page
 from cnn_train.layers.init import gain
 
-Function = Callable[[np.ndarray], np.ndarray]
+rectify = partial(np.maximum, 0.0)
 POINTS = np.array([-2.0, -0.5, 0.5, 2.0])
 
 
-def explain(slope: float = 0.1, rate: float = 1.0, units: int = 64) -> Page:
+def explain(slope: float = 0.1, rate: float = 0.5, units: int = 64) -> Page:
     """`slope` of the leaky rectifier; `rate` and `units` of the network whose rectifiers die."""
     limits(slope=(slope, 0, 1), rate=(rate, 0.001, 100), units=(units, 4, 512))
     page = Page("Activations", "What stands between two linear layers, so that together they are more than one.")
@@ -38,22 +39,17 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
-def rectify(z: np.ndarray) -> np.ndarray:
-    return np.maximum(z, 0)
-
-
 def functions(page: Page, a: float) -> None:
     page.head("Functions and their slopes")
     page.formula("σ(z) = 1/(1 + e^{−z}),   σ' = σ(1 − σ),   tanh' = 1 − tanh^{2},   ReLU' = [z > 0]",
-                 "LeCun et al. 1998, Efficient BackProp, section 4.4; Nair & Hinton 2010; Clevert et al. 2016 (ELU)")  # fmt: skip
-    kinds: dict[str, tuple[Function, Function, nn.Module]] = {
+                 "LeCun et al. 1998, Efficient BackProp, section 4.4; Nair & Hinton 2010")  # fmt: skip
+    kinds: dict[str, Any] = {
         "sigmoid": (sigmoid, lambda z: sigmoid(z) * (1 - sigmoid(z)), nn.Sigmoid()),
         "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2, nn.Tanh()),
         "ReLU": (rectify, lambda z: (z > 0) * 1.0, nn.ReLU()),
         f"leaky, {a:g}": (lambda z: np.where(z > 0, z, a * z), lambda z: np.where(z > 0, 1, a), nn.LeakyReLU(a)),
         "ELU": (lambda z: np.where(z > 0, z, np.expm1(z)), lambda z: np.where(z > 0, 1, np.exp(z)), nn.ELU()),
         "SiLU": (lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z))), nn.SiLU()),
-        "softplus": (lambda z: np.log1p(np.exp(z)), sigmoid, nn.Softplus()),
     }
     rows = []
     for name, (value, derivative, module) in kinds.items():
@@ -79,7 +75,7 @@ def saturation(page: Page, depth: int = 10) -> None:
     (steepest,) = torch.autograd.grad(y, z)
     flat = np.array(5.0)
     page.say(f"""Far from zero a sigmoid is flat: at z = 5 its slope is {sigmoid(flat) * (1 - sigmoid(flat)):.4f}, and
-        hardly any error passes. Even at its steepest it passes a quarter, so with weights of 1, {depth} in a row pass at
+        hardly any error passes. Even at its steepest it passes a quarter: with weights of 1, {depth} in a row pass at
         most $4^{{−{depth}}}$ = {agree(0.25**depth, steepest):.2g}. A rectifier passes all or nothing.""")
 
 
@@ -89,8 +85,8 @@ def centre(page: Page) -> None:
                  "z ~ N(0, 1); [He et al. 2015](https://arxiv.org/abs/1502.01852), section 2.2")  # fmt: skip
     z = np.linspace(-12, 12, 240001)
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    rows = []
-    for name, value, make in (("sigmoid", sigmoid, nn.Sigmoid), ("tanh", np.tanh, nn.Tanh), ("ReLU", rectify, nn.ReLU)):
+    rows, kinds = [], {"sigmoid": (sigmoid, nn.Sigmoid), "tanh": (np.tanh, nn.Tanh), "ReLU": (rectify, nn.ReLU)}
+    for name, (value, make) in kinds.items():
         first, second = np.trapezoid(value(z) * density, z), np.trapezoid(value(z) ** 2 * density, z)
         rows.append([name, f"{first:.4f}", second, agree(1 / np.sqrt(second), gain(make), within=1e-5)])
     page.table(["activation", "E[f]", "E[f²]", "gain"], rows, "of a standard normal z; `init=he_normal` uses the gain")
@@ -123,7 +119,7 @@ def dead(page: Page, rate: float, units: int, steps: int = 30) -> None:
         same = agree(silent[-1], float((sums.relu().amax(0) == 0).double().mean()))
     page.say(f"""{units} rectifiers learn a sine by plain gradient descent. A step that is too large can push a unit's
         input below zero for every sample; then its slope is 0 for every sample, and no gradient brings it back. At
-        the rate {rate:g}, {same.value:.0%} of the units are dead after {steps} steps, as in torch's own run {same:✓}.""")
+        rate {rate:g}, {same.value:.0%} of the units are dead after {steps} steps, as in torch's own run {same:✓}.""")
     page.picture(
         "Share of units that are zero on all samples.", curves(range(steps), shares, "dead units", "step", "share")
     )

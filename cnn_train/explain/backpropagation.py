@@ -58,8 +58,8 @@ def explain(batch: int = 2, inputs: int = 3, hidden: int = 4, classes: int = 3) 
         shape, row = "×".join(map(str, value.shape)), np.atleast_2d(value)[-1]
         rows.append([f"${name}$", shape, number(row, ".4f"), f"{agree(value, other):✓}"])
     page.table(["", "shape", "its last row", "as autograd"], rows)
-    page.say("""A weight's gradient sums over the samples. A bias acts on every sample, so its gradient is the sum of the
-        deltas. Where a hidden unit was silent, no error passes.""")
+    page.say("""A weight's gradient sums over the samples. A bias acts on every sample, so its gradient is the sum
+        of the deltas. Where a hidden unit was silent, no error passes.""")
     page.picture("The error on its way through ReLU.", cells(delta_h, "δ of h", spec=".2f"),
                  cells((z > 0).astype(int), "z > 0"), cells(delta_z, "δ of z", spec=".2f"))  # fmt: skip
     heads(page)
@@ -81,9 +81,10 @@ def heads(page: Page) -> None:
     margins = np.maximum(0, 1 - scores[true] + scores) * (1 - y)
     by_hinge = (margins > 0) * 1.0
     by_hinge[true] = -by_hinge.sum()
+    pull = torch.tensor(2 * y - 1)
     kinds = {
         "softmax": (-np.log(p[true]), p - y, F.cross_entropy(s, target)),
-        "k sigmoids": (-np.log(np.where(y == 1, q, 1 - q)).sum(), q - y, -F.logsigmoid(s * torch.tensor(2 * y - 1)).sum()),
+        "k sigmoids": (-np.log(np.where(y == 1, q, 1 - q)).sum(), q - y, -F.logsigmoid(s * pull).sum()),
         "hinge": (margins.sum(), by_hinge, F.multi_margin_loss(s, target, reduction="sum") * k),
     }  # fmt: skip
     page.formula("softmax: p − y,   k sigmoids: σ(s) − y,   hinge: [s_i > s_t − 1] for i ≠ t, minus their number for t",

@@ -32,7 +32,7 @@ def explain(bi_w: float = 4.0, bi_xy: float = 6.0, bi_rgb: float = 20.0, pos_w: 
                  curves(position, given, "what is given", "pixel", dots=True))  # fmt: skip
 
     page.head("Two kernels")
-    page.formula("k = w_1 exp(−|p_i − p_j|^{2}/2θ_α^{2} − |I_i − I_j|^{2}/2θ_β^{2}) + w_2 exp(−|p_i − p_j|^{2}/2θ_γ^{2})",
+    page.formula("k = w_1 e^{−|p_i − p_j|²/2θ_α² − |I_i − I_j|²/2θ_β²} + w_2 e^{−|p_i − p_j|²/2θ_γ²}",
                  f"{KRAEHENBUEHL}, equation 3: appearance, by position p and colour I, and smoothness")  # fmt: skip
     apart = (position[:, None] - position) ** 2
     alike = (grey[:, None] - grey) ** 2

@@ -27,7 +27,7 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
     page.head("One draw")
     page.formula(
         "y_i = m_i x_i/(1 − p),   m_i = 1 with probability 1 − p, else 0",
-        f"{SRIVASTAVA}, section 4 and 10 (scaled in training)",
+        f"{SRIVASTAVA}, section 4; scaled in training",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
     page.head("The ensemble")
     page.formula(
         "Π_m p_m(c)^{P(m)} ∝ softmax(W E[y])_c",
-        "[Hinton et al. 2012](https://arxiv.org/abs/1207.0580), section 2: exact for one softmax layer",
+        "Goodfellow, Bengio & Courville 2016, Deep Learning, section 7.12; exact for one softmax layer",
     )
     scores = outputs @ w.T
     by_mask = scores - np.log(np.exp(scores).sum(1, keepdims=True))

@@ -66,8 +66,8 @@ def explain(act: Literal["relu", "tanh", "sigmoid", "identity"] = "relu", depth:
     if act in ("relu", "identity"):
         keep, signal = {"relu": 0.5, "identity": 1.0}[act], forward["xavier_normal"]
         factor = agree(np.sqrt(keep), (signal[-1] / signal[1]) ** (1 / (depth - 1)), within=0.03)
-        page.say(f"""Behind the first layer, {act} and Xavier's weights multiply the signal by {factor:.3f} in every layer:
-            the root of {keep:g}, within 3 %.""")
+        page.say(f"""Behind the first layer, {act} and Xavier's weights multiply the signal by {factor:.3f} in every
+            layer: the root of {keep:g}, within 3 %.""")
     page.picture("Both should be level. Lines that fall by a factor per layer are straight on this scale.",
                  curves(range(depth + 1), forward, "signal", "layer", "root mean square", log=True),
                  curves(range(1, depth + 1), backward, "gradient", "layer", "root mean square", log=True))  # fmt: skip

@@ -47,9 +47,9 @@ def explain(epsilon: float = 0.1, classes: int = 4) -> Page:
     (still,) = torch.autograd.grad(least, best)
     nothing, entropy = agree(np.abs(still.numpy()).max() < 1e-9, True), agree(-(q * np.log(q)).sum(), least)
     page.say(f"""By the scores the gradient is {agree(p - q, gradient[0])}. Plain targets always ask for more, their
-        gradient is never zero. Smoothed ones are content with a lead of {agree(lead, np.log(q[0] / q[1])):.3f}: there the
-        gradient vanishes {nothing:✓}, and the loss that is left is the target's own entropy, {entropy:.4f}. So losses
-        with and without smoothing cannot be compared.""")
+        gradient is never zero. Smoothed ones are content with a lead of {agree(lead, np.log(q[0] / q[1])):.3f}: there
+        the gradient vanishes {nothing:✓}, and the loss that is left is the target's own entropy, {entropy:.4f}. So
+        losses with and without smoothing cannot be compared.""")
     leads = np.linspace(-2, 10, 121)
     lines = {}
     for share in (0.0, epsilon):

@@ -50,20 +50,20 @@ def explain(inputs: int = 2, hidden: int = 3, steps: int = 60, forget_bias: floa
                f"x = {number(x)}, h = {number(h)}; as `torch.nn.LSTMCell`")  # fmt: skip
     weights = 4 * (hidden * inputs + hidden * hidden + hidden)
     page.say(f"""Four gates, each with weights for the input, for the last output, and a bias:
-        4 (H D + H² + H) = {agree(weights, w.size + u.size + b.size)} numbers (torch keeps two biases that act as one).""")
+        4 (H D + H² + H) = {agree(weights, w.size + u.size + b.size)} numbers. (Torch adds two biases.)""")
 
     page.head("Why the gradient survives")
     page.formula("along the cell state: ∂c_T/∂c_0 ≈ Π_t σ(f_t),   plain: ∂h_T/∂h_0 = Π_t (1 − h_t^{2}) u",
-                 f"{HOCHREITER}, section 3; exact where nothing else leads from c_0 to c_T, and for one unit")  # fmt: skip
+                 f"{HOCHREITER}, section 3; exact if nothing else leads from c_0 to c_T; one unit")  # fmt: skip
     gate = 1 / (1 + np.exp(-forget_bias))
     plain, gated, factor = one_unit(steps, forget_bias)
     t = np.arange(steps + 1)
     first, last = agree(plain[1], factor), agree(gated[-1], gate**steps, within=1e-6)
-    page.say(f"""A plain unit $h' = tanh(x + u h)$, here with $u$ = 1, multiplies the error by $(1 − h^{{2}}) u$ in every
-        step, in the first by {first:.3f}. A cell state is multiplied by its forget gate alone; with a bias of
+    page.say(f"""A plain unit $h' = tanh(x + u h)$, here with $u$ = 1, multiplies the error by $(1 − h^{{2}}) u$ in
+        every step, in the first by {first:.3f}. A cell state is multiplied by its forget gate alone; with a bias of
         {forget_bias:g} that is {gate:.3f}. After {steps} steps the plain cell's error is {plain[-1]:.1e} of itself, the
-        LSTM's {last:.3g}, which is $σ({forget_bias:g})^{{{steps}}}$. {JOZEFOWICZ} therefore start the forget bias at 1 or
-        more. The gate is below 1, so along this path nothing explodes, either.""")
+        LSTM's {last:.3g}, which is $σ({forget_bias:g})^{{{steps}}}$. {JOZEFOWICZ} therefore start the forget bias at 1
+        or more. The gate is below 1, so along this path nothing explodes, either.""")
     lines = {"plain tanh": plain, "LSTM": gated, "σ(f)^t": gate**t}
     page.picture("What is left of an error, by steps back in time, measured by autograd.",
                  curves(t, lines, "gradient over time", "steps", log=True))  # fmt: skip

@@ -30,7 +30,7 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
         return torch.autograd.grad(outputs, image, torch.tensor(delta).view_as(outputs))[0][0, 0]
 
     page.head("Forward")
-    page.formula("mean: y = 1/k^{2} Σ_i a_i,   max: y = max_i a_i", "Boureau, Ponce & LeCun 2010, section 2.1")
+    page.formula("mean: y = 1/k^{2} Σ_i a_i,   max: y = max_i a_i", "Boureau, Ponce & LeCun 2010")
     mean, largest = windows.mean(1), windows.max(1)
     by_mean, by_max = F.avg_pool2d(image, kernel, stride), F.max_pool2d(image, kernel, stride)
     page.picture(f"""The mean {agree(mean, by_mean.flatten()):✓} and the maximum {agree(largest, by_max.flatten()):✓} of
@@ -52,7 +52,7 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
 
     page.head("By lot")
     page.formula("p_i = a_i / Σ_k a_k,   training: y = a_l with l drawn by p,   evaluation: y = Σ_i p_i a_i",
-                 "[Zeiler & Fergus 2013](https://arxiv.org/abs/1301.3557), equations 4 to 6")  # fmt: skip
+                 "[Zeiler & Fergus 2013](https://arxiv.org/abs/1301.3557), section 3")  # fmt: skip
     chances = windows / windows.sum(1, keepdims=True)
     pool = StochasticPool2d(kernel, stride)
     expected = agree((chances * windows).sum(1), pool.eval()(image).flatten())
