@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from cnn_train.commands.explain import contents, read, run
 from cnn_train.errors import ConfigError
-from cnn_train.explain import TOPICS
+from cnn_train.explain import TOPICS, options, summary
 
 
 def line(*words: str) -> SimpleNamespace:
@@ -68,3 +69,12 @@ def test_a_wrong_word_is_answered_in_one_line(words, answer):
 def test_values_have_the_types_of_the_function():
     assert read("pooling", "kernel", "3") == 3 and read("dropout", "rate", "1e-1") == 0.1
     assert read("initialization", "act", "tanh") == "tanh" and read("receptive_field", "stack", "3,3") == "3,3"
+
+
+def test_the_docs_list_the_topics_with_their_options():
+    text = (Path(__file__).parents[1] / "docs" / "explain.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \|$", text, re.MULTILINE)
+    assert [(topic, words.replace("`", "").split()) for topic, _, words in rows] == [
+        (topic, [f"{name}={option.default}" for name, option in options(topic).items()]) for topic in TOPICS
+    ]
+    assert [about for _, about, _ in rows] == [summary(topic).partition(": ")[2].rstrip(".") for topic in TOPICS]

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnn_train.explain.check import agree, limits
+from cnn_train.explain.check import agree, limits, number
 from cnn_train.explain.draw import curves
 from cnn_train.explain.page import Page
 from cnn_train.layers.init import gain
 
+GLOROT = "[Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html)"
 rectify = partial(np.maximum, 0.0)
-POINTS = np.array([-2.0, -0.5, 0.5, 2.0])
 
 
 def explain(slope: float = 0.1, rate: float = 0.5, units: int = 64) -> Page:
@@ -51,13 +51,12 @@ def functions(page: Page, a: float) -> None:
         "ELU": (lambda z: np.where(z > 0, z, np.expm1(z)), lambda z: np.where(z > 0, 1, np.exp(z)), nn.ELU()),
         "SiLU": (lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z))), nn.SiLU()),
     }
-    rows = []
+    rows, points = [], torch.tensor([-2.0, -0.5, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
     for name, (value, derivative, module) in kinds.items():
-        z = torch.tensor(POINTS).requires_grad_()
-        y = module(z)
-        (theirs,) = torch.autograd.grad(y.sum(), z)
-        rows.append([name, agree(value(POINTS), y, within=1e-7), agree(derivative(POINTS), theirs, within=1e-7)])
-    page.table(["activation", "values", "slopes"], rows, "at z = −2, −0.5, 0.5 and 2")
+        y, z = module(points), points.detach().numpy()
+        (slopes,) = torch.autograd.grad(y.sum(), points)
+        rows.append([name, agree(value(z), y, within=1e-7), agree(derivative(z), slopes, within=1e-7)])
+    page.table(["activation", "values", "slopes"], rows, f"at z = {number(points)}")
     z = np.linspace(-4, 4, 161)
     page.picture("Left the functions, right their slopes.",
                  curves(z, {name: value(z) for name, (value, _, _) in kinds.items()}, "activation", "z"),
@@ -66,14 +65,12 @@ def functions(page: Page, a: float) -> None:
 
 def saturation(page: Page, depth: int = 10) -> None:
     page.head("Saturation")
-    glorot = "[Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), section 3"
-    page.formula("max σ' = σ'(0) = 1/4,   max tanh' = tanh'(0) = 1", glorot)
+    page.formula("max σ' = σ'(0) = 1/4,   max tanh' = tanh'(0) = 1", f"{GLOROT}, section 3")
     z = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     y = z
     for _ in range(depth):
         y = torch.sigmoid(y) - 0.5  # moved back to 0, where the next one is steepest
-    (steepest,) = torch.autograd.grad(y, z)
-    flat = np.array(5.0)
+    (steepest,), flat = torch.autograd.grad(y, z), np.array(5.0)
     page.say(f"""Far from zero a sigmoid is flat: at z = 5 its slope is {sigmoid(flat) * (1 - sigmoid(flat)):.4f}, and
         hardly any error passes. Even at its steepest it passes a quarter: with weights of 1, {depth} in a row pass at
         most $4^{{−{depth}}}$ = {agree(0.25**depth, steepest):.2g}. A rectifier passes all or nothing.""")
@@ -83,27 +80,26 @@ def centre(page: Page) -> None:
     page.head("Zero-centredness, and what a layer does to the size of a signal")
     page.formula("ReLU: E[f(z)] = 1/√(2π),   E[f(z)^{2}] = 1/2,   gain = 1/√E[f(z)^{2}] = √2",
                  "z ~ N(0, 1); [He et al. 2015](https://arxiv.org/abs/1502.01852), section 2.2")  # fmt: skip
-    z = np.linspace(-12, 12, 240001)
-    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    rows, kinds = [], {"sigmoid": (sigmoid, nn.Sigmoid), "tanh": (np.tanh, nn.Tanh), "ReLU": (rectify, nn.ReLU)}
-    for name, (value, make) in kinds.items():
-        first, second = np.trapezoid(value(z) * density, z), np.trapezoid(value(z) ** 2 * density, z)
-        rows.append([name, f"{first:.4f}", second, agree(1 / np.sqrt(second), gain(make), within=1e-5)])
+    z, step = np.linspace(-12, 12, 240001, retstep=True)
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) * step
+    kinds: dict[str, Any] = {"sigmoid": (sigmoid, nn.Sigmoid), "tanh": (np.tanh, nn.Tanh), "ReLU": (rectify, nn.ReLU)}
+    means = {name: density @ value(z) for name, (value, _) in kinds.items()}
+    squares = {name: density @ value(z) ** 2 for name, (value, _) in kinds.items()}
+    gains = {name: agree(1 / np.sqrt(squares[name]), gain(make), within=1e-5) for name, (_, make) in kinds.items()}
+    rows = [[name, f"{means[name]:.4f}", squares[name], gains[name]] for name in kinds]
     page.table(["activation", "E[f]", "E[f²]", "gain"], rows, "of a standard normal z; `init=he_normal` uses the gain")
-    mean = np.trapezoid(rectify(z) * density, z)
     page.say(f"""Where all inputs of a layer are positive, the gradients of one unit's weights all have one sign, and it
         can only move in zigzags. A sigmoid's mean is 0.5, a rectifier's
-        {agree(mean, 1 / np.sqrt(2 * np.pi), within=1e-6)}, that of tanh is 0.""")
+        {agree(means["ReLU"], 1 / np.sqrt(2 * np.pi), within=1e-6)}, that of tanh is 0.""")
 
 
 def dead(page: Page, rate: float, units: int, steps: int = 30) -> None:
     page.head("Dead units, made to happen")
     draw, x = np.random.default_rng(0), np.linspace(-1, 1, 32)[:, None]
     start = draw.normal(size=(units, 1)), draw.normal(size=units) / 2, draw.normal(size=(1, units)) / np.sqrt(units)
-    target, shares = np.sin(3 * x), {}
+    target, shares = np.sin(3 * x), dict[str, list[float]]()
     for lr in (rate / 100, rate / 10, rate):
-        w, b, v = start
-        theirs = [torch.tensor(value).requires_grad_() for value in start]
+        (w, b, v), theirs = start, [torch.tensor(value).requires_grad_() for value in start]
         optimizer = torch.optim.SGD(theirs, lr=lr)
         silent = shares[f"rate {lr:g}"] = []
         for _ in range(steps):
@@ -117,9 +113,7 @@ def dead(page: Page, rate: float, units: int, steps: int = 30) -> None:
             nn.functional.mse_loss(sums.relu() @ theirs[2].T, torch.tensor(target)).backward()
             optimizer.step()
         same = agree(silent[-1], float((sums.relu().amax(0) == 0).double().mean()))
-    page.say(f"""{units} rectifiers learn a sine by plain gradient descent. A step that is too large can push a unit's
-        input below zero for every sample; then its slope is 0 for every sample, and no gradient brings it back. At
+    page.say(f"""{units} rectifiers learn a sine by gradient descent. A step that is too large can push a unit's input
+        below zero for every sample; then its slope is 0 for every sample, and no gradient brings it back. At
         rate {rate:g}, {same.value:.0%} of the units are dead after {steps} steps, as in torch's own run {same:✓}.""")
-    page.picture(
-        "Share of units that are zero on all samples.", curves(range(steps), shares, "dead units", "step", "share")
-    )
+    page.picture("Units that are zero on all samples.", curves(range(steps), shares, "dead units", "step", "share"))

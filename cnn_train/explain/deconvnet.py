@@ -59,7 +59,7 @@ def explain(size: int = 16, square: int = 7) -> Page:
     start = torch.zeros_like(scores)
     start.view(-1)[place] = scores.max()
     back = F.conv_transpose2d(start, corner, padding=1)
-    back = F.max_unpool2d(back, places, 2, output_size=edges.shape).relu()
+    back = F.max_unpool2d(back, places, (2, 2), output_size=edges.shape).relu()
     back = F.conv_transpose2d(back, filters, padding=1)
     leaf = image.clone().requires_grad_()
     way = F.max_pool2d(Deconvnet.apply(F.conv2d(leaf, filters, padding=1)), 2)

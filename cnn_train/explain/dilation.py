@@ -101,19 +101,19 @@ def growth(page: Page, kernel: int, layers: int) -> None:
     page.head("Growth of the field: linear against exponential")
     page.formula("rates 1, 1, 1 ...: r_n = 1 + n (k − 1),   rates 1, 2, 4 ...: r_n = 1 + (2^{n} − 1)(k − 1)",
                  f"{YU}, equation 4 for k = 3")  # fmt: skip
-    rows, kinds = [], {"rates 1, 1, 1 ...": [1] * layers, "rates 1, 2, 4 ...": [2**n for n in range(layers)]}
-    seen = {}
-    for name, rates in kinds.items():
+    depths = range(1, layers + 1)
+    lines = {
+        "rates 1, 1, 1 ...": [1 + n * (kernel - 1) for n in depths],
+        "rates 1, 2, 4 ...": [1 + (2**n - 1) * (kernel - 1) for n in depths],
+    }
+    fields = []
+    for formula, base in zip(lines.values(), (1, 2), strict=True):
+        rates = [base**n for n in range(layers)]
         stack = nn.Sequential(*[nn.Conv2d(1, 1, kernel, dilation=rate, device="meta") for rate in rates])
         room = sum(rates) * (kernel - 1) + 1
-        seen[name] = [row.receptive_field[0] for row in receptive_field(stack, (1, room, room)) if row.receptive_field]
-    for n in range(1, layers + 1):
-        plain, dilated = 1 + n * (kernel - 1), 1 + (2**n - 1) * (kernel - 1)
-        found = [values[n - 1] for values in seen.values()]
-        rows.append([n, agree(plain, found[0]), agree(dilated, found[1]), n * kernel**2])
-    page.table(
-        ["layers", *kinds, "weights of either"], rows, "receptive field in pixels, as `cnn-train inspect` traces it"
-    )
-    lines = {name: [row[i + 1].value for row in rows] for i, name in enumerate(kinds)}
+        seen = [row.receptive_field[0] for row in receptive_field(stack, (1, room, room)) if row.receptive_field]
+        fields.append([agree(ours, theirs) for ours, theirs in zip(formula, seen, strict=True)])
+    rows = [[n, *pair, n * kernel**2] for n, *pair in zip(depths, *fields, strict=True)]
+    page.table(["layers", *lines, "weights of either"], rows, "field in pixels, as `cnn-train inspect` traces it")
     page.picture(f"With the same {number(layers * kernel**2)} weights.",
-                 curves(range(1, layers + 1), lines, "receptive field", "layers", "pixels", dots=True))  # fmt: skip
+                 curves(depths, lines, "receptive field", "layers", "pixels", dots=True))  # fmt: skip

@@ -91,12 +91,13 @@ def side_by_side(page: Page) -> None:
     pooled, indices = F.max_pool2d(x, 2, return_indices=True)
     unpooled = torch.zeros(16).double()
     unpooled[indices.flatten()] = pooled.flatten()
+    by_torch = F.max_unpool2d(pooled, indices, (2, 2))[0, 0]
     learned = Transposed(1).double()(pooled).detach()
     ramp = 1 - np.abs(np.arange(4) - 1.5) / 2
     start = agree(np.outer(ramp, ramp), bilinear_kernel(4, 2), within=1e-6)
     bilinear = F.interpolate(F.pad(pooled, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
     page.say(f"""Pool a map by its maxima and bring it back. *Unpooling* puts each maximum where it was and zeros
-        elsewhere {agree(unpooled.view(4, 4), F.max_unpool2d(pooled, indices, 2)[0, 0]):✓}. *Interpolation* spreads it
+        elsewhere {agree(unpooled.view(4, 4), by_torch):✓}. *Interpolation* spreads it
         smoothly. A *transposed convolution* learns what to stamp; started with the weights above {start:✓} it
         interpolates, as if there were zeros around the map {agree(learned[0, 0], bilinear[0, 0]):✓}.""")
     smooth = F.interpolate(pooled, scale_factor=2, mode="bilinear")[0, 0]
