@@ -56,8 +56,10 @@ def test_without_an_output_it_goes_where_outputs_go(tmp_path, monkeypatch, capsy
         (["pooling", "kernel=two"], "kernel must be a whole number, got 'two'; its default is 2"),
         (["pooling", "kernel=2.5"], "kernel must be a whole number, got '2.5'; its default is 2"),
         (["dropout", "rate=half"], "rate must be a number, got 'half'; its default is 0.5"),
-        (["initialization", "act=rleu"], "act must be one of relu, tanh, sigmoid, identity, got 'rleu'. Did you mean relu?"),
-        (["pooling", "output=pyproject.toml"], "output=pyproject.toml is a file; name a folder for the page and its pictures"),
+        (["initialization", "act=rleu"],
+         "act must be one of relu, tanh, sigmoid, identity, got 'rleu'. Did you mean relu?"),
+        (["pooling", "output=pyproject.toml"],
+         "output=pyproject.toml is a file; name a folder for the page and its pictures"),
         (["pooling", "kernel=9"], "kernel must be from 1 to 6, got 9"),
     ],
 )  # fmt: skip

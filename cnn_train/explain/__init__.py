@@ -20,7 +20,7 @@ from typing import Any
 TOPICS = (
     "convolution", "channels", "pooling", "dilation", "upsampling", "receptive_field", "deconvnet", "backpropagation",
     "activations", "initialization", "normalization", "batch_norm", "optimizers", "dropout", "label_smoothing", "lstm",
-    "crf",
+    "crf", "detection",
 )  # fmt: skip
 
 

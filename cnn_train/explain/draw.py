@@ -110,3 +110,19 @@ def paths(height: Any, walks: Mapping[str, Any], title: str, x: tuple[float, flo
     ends = "; ".join(f"{name} ends at {number(plain(walk)[-1], '.3g')}" for name, walk in walks.items())
     figure.set_label(f"{title}, paths over contour lines: {ends}")
     return figure
+
+
+def boxes(groups: Mapping[str, Any], title: str, size: int) -> Figure:
+    """Boxes (x1, y1, x2, y2) in pixels, a colour for each group, on an empty square image of side `size`."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.9, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, group), colour in zip(groups.items(), COLOURS, strict=False):
+            for place, (x1, y1, x2, y2) in enumerate(plain(group)):
+                label = name if place == 0 else None
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=1.6, label=label))
+        axes.set(title=title, xlim=(-2, size + 2), ylim=(size + 2, -2), aspect="equal")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    told = "; ".join(f"{name} " + ", ".join(number(box) for box in plain(group)[:8]) for name, group in groups.items())
+    figure.set_label(f"{title}, boxes: {told}")
+    return figure
