@@ -19,7 +19,7 @@ GLOROT = "[Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html
 rectify = partial(np.maximum, 0.0)
 
 
-def explain(slope: float = 0.1, rate: float = 0.5, units: int = 64) -> Page:
+def explain(slope: float = 0.1, rate: float = 0.2, units: int = 64) -> Page:
     """`slope` of the leaky rectifier; `rate` and `units` of the network whose rectifiers die."""
     limits(slope=(slope, 0, 1), rate=(rate, 0.001, 100), units=(units, 4, 512))
     page = Page("Activations", "What stands between two linear layers, so that together they are more than one.")
@@ -58,7 +58,7 @@ def functions(page: Page, a: float) -> None:
         rows.append([name, agree(value(z), y, within=1e-7), agree(derivative(z), slopes, within=1e-7)])
     page.table(["activation", "values", "slopes"], rows, f"at z = {number(points)}")
     z = np.linspace(-4, 4, 161)
-    page.picture("Left the functions, right their slopes.",
+    page.picture("The functions, and their slopes.",
                  curves(z, {name: value(z) for name, (value, _, _) in kinds.items()}, "activation", "z"),
                  curves(z, {name: slope(z) for name, (_, slope, _) in kinds.items()}, "slope", "z"))  # fmt: skip
 
@@ -86,7 +86,7 @@ def centre(page: Page) -> None:
     means = {name: density @ value(z) for name, (value, _) in kinds.items()}
     squares = {name: density @ value(z) ** 2 for name, (value, _) in kinds.items()}
     gains = {name: agree(1 / np.sqrt(squares[name]), gain(make), within=1e-5) for name, (_, make) in kinds.items()}
-    rows = [[name, f"{means[name]:.4f}", squares[name], gains[name]] for name in kinds]
+    rows = [[name, round(means[name], 6), squares[name], gains[name]] for name in kinds]
     page.table(["activation", "E[f]", "E[f²]", "gain"], rows, "of a standard normal z; `init=he_normal` uses the gain")
     page.say(f"""Where all inputs of a layer are positive, the gradients of one unit's weights all have one sign, and it
         can only move in zigzags. A sigmoid's mean is 0.5, a rectifier's

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_train.explain.check import agree, limits, number, require
+from cnn_train.explain.draw import heat
 from cnn_train.explain.page import Page
 
 
@@ -58,12 +59,18 @@ def explain(size: int = 8, kernel: int = 3, channels: int = 16, outputs: int = 3
     rows += [["local, but not shared", local, local - n * n * m, local], ["dense", dense, dense - n * n * m, dense]]
     heads = ["layer", "parameters", "without bias", "connections"]
     page.table(heads, rows, f"{n}×{n} pixels, C = {c}, N = {m}, k = {k}")
+    figures, texts = [], []
+    for name, g in (("full", 1), (f"{groups} groups", groups)):
+        reads = np.kron(np.eye(g), np.ones((m // g, c // g)))
+        texts.append(f"{name}: {agree(reads.sum() * k * k, kinds[name][0].weight.numel())} weights")
+        figures.append(heat(reads, name))
+    page.picture(f"Which input channels (columns) an output channel (row) reads. {'; '.join(texts)}.", *figures)
     page.say(f"""Against a dense layer to as many outputs, locality saves a factor of {number(dense / local)}, and
         sharing another {n * n}, the number of places.""")
 
     page.head("Separable convolutions")
     howard = "[Howard et al. 2017](https://arxiv.org/abs/1704.04861), section 3.1"
-    page.formula("(k^{2}C + CN) / (k^{2}CN) = 1/N + 1/k^{2}", howard)
+    page.formula("(k^{2}C + C·N) / (k^{2}C·N) = 1/N + 1/k^{2}", howard)
     full, separable = (sum(layer.weight.numel() for layer in kinds[name]) for name in ("full", "separable"))
     w, x = np.random.default_rng(2).normal(size=(m, c)), np.random.default_rng(3).normal(size=(c, n, n))
     mixed = agree(np.einsum("mc,chw->mhw", w, x), F.conv2d(torch.tensor(x), torch.tensor(w)[:, :, None, None]))

@@ -46,7 +46,7 @@ def one_axis(page: Page, x: np.ndarray, w: np.ndarray, stride: int, padding: int
     reference = F.conv1d(pixels, weights, stride=stride, padding=padding, dilation=dilation)
     page.say(f"""$n$ = {size} pixels, $k$ = {kernel} weights, stride $s$ = {stride}, padding $p$ = {padding} and
         dilation $d$ = {dilation} give $o$ = {agree(outputs, reference.size(2))} outputs. Output $i$ reads the places
-        $si − p + dj$ for $j$ = 0 ... $k$ − 1; outside the map there are zeros, the padding. (The weights are not turned
+        $s·i − p + d·j$ for $j$ = 0 ... $k$ − 1; outside the map there are zeros, the padding. (The weights are not turned
         around, so it is strictly a cross-correlation; for weights that are learned this is the same.) Let the pixels
         be $x$ = {number(x)} and the weights $w$ = {number(w)}.""")
     rows = []
@@ -73,7 +73,7 @@ def one_axis(page: Page, x: np.ndarray, w: np.ndarray, stride: int, padding: int
 
     page.head("Both gradients, written out")
     page.formula(
-        "∂L/∂w_j = Σ_i δ_i x_{si − p + dj},   ∂L/∂x = T^{⊤} δ", f"δ = ∂L/∂y; chain rule, {DUMOULIN}, chapter 4"
+        "∂L/∂w_j = Σ_i δ_i x_{s·i − p + d·j},   ∂L/∂x = T^{⊤} δ", f"δ = ∂L/∂y; chain rule, {DUMOULIN}, chapter 4"
     )
     delta = np.arange(1.0, outputs + 1)
     by_pixel, by_weight = torch.autograd.grad(reference, (pixels, weights), torch.tensor(delta)[None, None])

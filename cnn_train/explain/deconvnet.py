@@ -46,14 +46,16 @@ def explain(size: int = 16, square: int = 7) -> Page:
     edge = torch.tensor([[-1.0, -1, -1], [0, 0, 0], [1, 1, 1]]).double()
     filters = torch.stack([edge, edge.T, -edge, -edge.T])[:, None]  # dark above, left of, below, right of the edge
     corner = torch.zeros(1, 4, 3, 3).double()
-    corner[0, 0, 1, 1:], corner[0, 1, 1:, 1] = 1, 1  # an edge to the right and one downwards
+    corner[0, 0, 1], corner[0, 1, :, 1] = torch.tensor(
+        [[-1.0, 1, 1]] * 2
+    )  # edges to the right and down, and no further
     edges = F.conv2d(image, filters, padding=1)
     pooled, places = F.max_pool2d(edges.relu(), 2, return_indices=True)
     scores = F.conv2d(pooled, corner, padding=1)
     place = int(scores.argmax())
     row, column = divmod(place, scores.size(3))
     page.say(f"""Four filters find edges, their maxima are pooled, and one unit adds up a horizontal edge and a vertical
-        one that meet. On a bright square it answers most in row {row} and column {column} of its
+        one that begin there. On a bright square it answers most in row {row} and column {column} of its
         {scores.size(2)}×{scores.size(3)} map, with {number(scores.max())}. Start there and go back: the transposed
         second filter, unpooling, rectification, the transposed first filters.""")
     start = torch.zeros_like(scores)

@@ -12,10 +12,10 @@ from cnn_train.explain.draw import boxes
 from cnn_train.explain.page import Page
 
 REN = "[Ren et al. 2015](https://arxiv.org/abs/1506.01497)"
-SIZE, OBJECTS = 64, np.array([[5.0, 10, 27, 54], [34.0, 24, 60, 42]])
+SIZE, OBJECTS = 64, np.array([[12.0, 4, 34, 46], [30, 38, 62, 54]])
 
 
-def explain(stride: int = 16, positive: float = 0.5, negative: float = 0.4, overlap: float = 0.5) -> Page:
+def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overlap: float = 0.5) -> Page:
     """Anchors every `stride` pixels, matched at IoU `positive` and `negative`; boxes suppressed above `overlap`."""
     limits(stride=(stride, 8, 32), positive=(positive, 0.1, 0.95), negative=(negative, 0, positive))
     limits(overlap=(overlap, 0, 1))
@@ -24,12 +24,12 @@ def explain(stride: int = 16, positive: float = 0.5, negative: float = 0.4, over
 
     page.head("Overlap")
     page.formula("IoU(A, B) = |A ∩ B|/|A ∪ B|,   |A ∪ B| = |A| + |B| − |A ∩ B|", "Everingham et al. 2010, equation 3")
-    a, b = OBJECTS[0], np.array([8.0, 16, 32, 48])
+    a, b = OBJECTS[0], np.array([16.0, 0, 40, 40])
     corners = max(0, min(a[2], b[2]) - max(a[0], b[0])), max(0, min(a[3], b[3]) - max(a[1], b[1]))
     inside = corners[0] * corners[1]
     page.say(f"""{number(a)} and {number(b)} share {number(corners[0])}×{number(corners[1])} =
-        {agree(inside, (painted(a) & painted(b)).sum())} pixels, so their IoU is
-        {agree(iou([a], [b])[0, 0], counted([a], [b])[0, 0]):.4f}; the tick comes from painting both and counting.""")
+        {agree(inside, (painted(a) * painted(b)).sum())} pixels, so their IoU is
+        {agree(iou([a], [b])[0, 0], counted([a], [b])[0, 0], within=1e-6):.4f}; the tick comes from painting both and counting.""")
 
     page.head("Anchors and matching")
     page.formula("object: IoU ≥ t_1, or none overlaps it more;   background: IoU < t_0", f"{REN}, section 3.1.2")
@@ -37,7 +37,7 @@ def explain(stride: int = 16, positive: float = 0.5, negative: float = 0.4, over
     shapes = [(16, 16), (24, 24), (16, 32), (32, 16), (24, 48)]
     middles = [(x, y) for y in centres for x in centres]
     anchors = np.array([[x - w / 2, y - h / 2, x + w / 2, y + h / 2] for x, y in middles for w, h in shapes])
-    overlaps = agree(iou(anchors, OBJECTS), counted(anchors, OBJECTS)).value
+    overlaps = agree(iou(anchors, OBJECTS), counted(anchors, OBJECTS), within=1e-6).value
     best, owner = overlaps.max(1), overlaps.argmax(1)
     mine = best >= positive
     mine[overlaps.argmax(0)] = True  # no object goes without
@@ -46,10 +46,10 @@ def explain(stride: int = 16, positive: float = 0.5, negative: float = 0.4, over
     page.say(f"""Boxes of {len(shapes)} shapes every {stride} pixels are {total} anchors. {mine.sum()} stand for one of
         the two objects and {empty.sum()} for background. The other {(~mine & ~empty).sum()}, from {negative:g} up to
         {positive:g}, are left out of the loss.""")
-    chosen = np.flatnonzero(mine)
+    chosen, middle = np.flatnonzero(mine), len(shapes) * (len(middles) // 2 + len(centres) // 2)
     page.picture("Objects, and the anchors that stand for them.",
                  boxes({"objects": OBJECTS, "anchors": anchors[chosen]}, "matched anchors", SIZE),
-                 boxes({"all anchors at one place": anchors[: len(shapes)]}, "shapes", SIZE))  # fmt: skip
+                 boxes({"anchors at one place": anchors[middle : middle + len(shapes)]}, "shapes", SIZE))  # fmt: skip
 
     page.head("What such an anchor is to say")
     page.formula("t_x = (x − x_a)/w_a,   t_w = ln(w/w_a),   likewise t_y, t_h", f"{REN}, equation 2; x is a centre")
@@ -78,15 +78,15 @@ def iou(first: Sequence[np.ndarray] | np.ndarray, second: Sequence[np.ndarray] |
 
 def painted(box: np.ndarray) -> np.ndarray:
     """A canvas, wider than the image, with the pixels of a box of whole pixels."""
-    canvas = np.zeros((3 * SIZE, 3 * SIZE), dtype=bool)
-    x1, y1, x2, y2 = (box + SIZE).astype(int)
-    canvas[y1:y2, x1:x2] = True
+    canvas = np.zeros((2 * SIZE, 2 * SIZE), dtype=np.float32)
+    x1, y1, x2, y2 = (box + SIZE // 2).astype(int)
+    canvas[y1:y2, x1:x2] = 1
     return canvas
 
 
 def counted(first: Sequence[np.ndarray] | np.ndarray, second: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """IoU (n, m) by counting pixels."""
-    a, b = (np.array([painted(box).ravel() for box in group], dtype=float) for group in (first, second))
+    a, b = (np.array([painted(box).ravel() for box in group]) for group in (first, second))
     inside = a @ b.T
     return inside / (a.sum(1)[:, None] + b.sum(1) - inside)
 
@@ -105,7 +105,7 @@ def suppression(page: Page, overlap: float) -> None:
     page.say("""A trained network finds an object with several anchors. Greedy suppression takes the box of the highest
         score, drops all that overlap it more than a threshold, takes the best of the rest, and so on.""")
     near = np.array([[0, 0, 0, 0], [2, 2, 2, -2], [-2, -4, -2, -10]])
-    found = np.vstack([OBJECTS[0] + near, OBJECTS[1] + near[:2], [[14, 30, 40, 50]]])
+    found = np.vstack([OBJECTS[0] + near, OBJECTS[1] + near[:2], [[20, 30, 46, 50]]])
     scores = np.array([0.9, 0.8, 0.75, 0.7, 0.6, 0.3])
     kept, matrix = suppress(found, scores, overlap), counted(found, found)
     stays: list[bool] = []  # the same as a recurrence: a box stays if no better one that stays overlaps it

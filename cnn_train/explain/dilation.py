@@ -1,4 +1,4 @@
-"""Dilation: holes in the kernel, or a convolution of a thinned-out image; gridding, and fields that grow exponentially.
+"""Dilation: holes in the kernel, or a thinned-out image; gridding, and fields that grow exponentially.
 
 A dilated convolution from the kernel's side and from the image's, what a stack of them skips, and what it sees.
 """
@@ -30,9 +30,9 @@ def explain(kernel: int = 3, dilation: int = 2, size: int = 8, layers: int = 5) 
 
     page.head("From the kernel's side: holes")
     page.formula("k' = k + (k − 1)(d − 1)", f"{YU}, section 2")
+    side = agree(size - reach + 1, y.shape[-1])
     holes = torch.zeros(1, 1, reach, reach).double()
     holes[..., ::dilation, ::dilation] = w
-    side = agree(y.shape[-1], size - reach + 1)
     page.say(f"""With $d$ = {dilation}, neighbours of the {kernel}×{kernel} weights are {dilation} pixels apart, so that
         the kernel spans $k'$ = {reach} pixels. A plain convolution with this larger kernel gives the same {side} by
         {side} outputs
@@ -67,7 +67,7 @@ def explain(kernel: int = 3, dilation: int = 2, size: int = 8, layers: int = 5) 
     return page
 
 
-def paths(rates: list[int]) -> np.ndarray:
+def ways(rates: list[int]) -> np.ndarray:
     """How many ways lead from each pixel of a line to one unit behind 3-tap convolutions of these rates."""
     count = np.ones(1)
     for rate in rates:
@@ -82,7 +82,7 @@ def gridding(page: Page, dilation: int) -> None:
     page.formula("paths = h_1 ∗ h_2 ∗ h_3,   h_i = (1, 0 ... 0, 1, 0 ... 0, 1)", f"all weights 1; {WANG}, section 3.2")
     figures, texts = [], []
     for rates in ([dilation] * 3, [1, 2, 5]):
-        ours = paths(rates)
+        ours = ways(rates)
         line = torch.zeros(1, 1, 1 + 2 * sum(rates)).double().requires_grad_()
         y = line
         for rate in rates:

@@ -60,7 +60,7 @@ def curves(
     *,
     log: bool = False,
     dots: bool = False,
-    size: tuple[float, float] = (3.7, 2.7),
+    size: tuple[float, float] = (3.55, 2.6),
 ) -> Figure:
     """Lines over a common `x`; `log` for a logarithmic y axis, `dots` marks the values."""
     with rc_context(STYLE):
@@ -98,7 +98,7 @@ def heat(values: Any, title: str, *, side: float = 2.2, signed: bool = False) ->
 def paths(height: Any, walks: Mapping[str, Any], title: str, x: tuple[float, float], y: tuple[float, float]) -> Figure:
     """Walks (steps, 2) over the contour lines of `height(x, y)`, seen in the window `x`, `y` (first, last)."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(3.7, 3.1), layout="constrained")
+        figure = Figure(figsize=(3.55, 3.3), layout="constrained")
         axes = figure.add_subplot()
         across, up = np.meshgrid(np.linspace(x[0], x[1], 80), np.linspace(y[0], y[1], 80))
         axes.contour(across, up, height(across, up), levels=14, colors="#bbb", linewidths=0.8)
@@ -106,7 +106,7 @@ def paths(height: Any, walks: Mapping[str, Any], title: str, x: tuple[float, flo
             walk = plain(walk)
             axes.plot(walk[:, 0], walk[:, 1], color=colour, label=name, marker=".", markersize=4, linewidth=1.3)
         axes.set(title=title, xlim=x, ylim=y)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     ends = "; ".join(f"{name} ends at {number(plain(walk)[-1], '.3g')}" for name, walk in walks.items())
     figure.set_label(f"{title}, paths over contour lines: {ends}")
     return figure

@@ -105,7 +105,8 @@ class Page:
     def __str__(self) -> str:
         parts = [f"{self.title}\n{'=' * len(self.title)}", textwrap.fill(_plain(self.lead), WIDTH)]
         parts += [text for text, _ in self.parts]
-        parts.append("\n".join(f"{kind}: {', '.join(names)}" for kind, names in self.references.items()))
+        lines = [f"{kind}: {', '.join(names)}" for kind, names in self.references.items()]
+        parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines))
         parts.append(textwrap.fill(self.verdict, WIDTH))
         return "\n\n".join(parts)
 
@@ -195,7 +196,8 @@ def _marked(text: str) -> str:
 
 
 def _maths(formula: str) -> str:
-    """Sub- and superscripts, letters in italics; names such as ln and max stay upright. `formula` is escaped."""
+    """Sub- and superscripts, single letters in italics; names such as max stay upright. `formula` is escaped."""
     for sign, tag in ((r"_", "sub"), (r"\^", "sup")):
         formula = re.sub(sign + r"(?:\{([^{}]+)\}|(\w))", rf"<{tag}>\1\2</{tag}>", formula)
-    return re.sub(r"(?<![A-Za-z&#</])(?!ln\b|if\b)([A-Za-z]{1,2})(?![A-Za-z;>])", r"<i>\1</i>", formula)
+    formula = re.sub(r"<sub>([A-Za-z]{2})</sub>", r"<sub><i>\1</i></sub>", formula)  # two indices
+    return re.sub(r"(?<![A-Za-z&#<])(?<!</)([A-Za-z])(?![A-Za-z;>])", r"<i>\1</i>", formula)

@@ -34,7 +34,7 @@ def explain(stack: str = "3,3,2/2,3,3,2/2,3", deep: int = 16) -> Page:
         to the next, and the centre $c$ of the first. A layer adds $k' − 1$ steps of the jump before it, so what comes
         after strides grows the field fastest.""")
     r, jump, start = 1, 1, 0.0
-    layers = [nn.Conv2d(1, 1, k, s, dilation * (k - 1) // 2, dilation) for k, s, dilation in windows]
+    layers = [nn.Conv2d(1, 1, k, s, dilation * (k - 1) // 2, dilation, device="meta") for k, s, dilation in windows]
     traced = receptive_field(nn.Sequential(*layers), (1, 512, 512))
     rows: list[list[object]] = []
     for place, ((k, s, dilation), found) in enumerate(zip(windows, traced, strict=True), 1):

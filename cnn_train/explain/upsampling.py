@@ -92,7 +92,8 @@ def side_by_side(page: Page) -> None:
     unpooled = torch.zeros(16).double()
     unpooled[indices.flatten()] = pooled.flatten()
     by_torch = F.max_unpool2d(pooled, indices, (2, 2))[0, 0]
-    learned = Transposed(1).double()(pooled).detach()
+    with torch.random.fork_rng(devices=[]):  # a layer draws weights, even if it then sets them
+        learned = Transposed(1).double()(pooled).detach()
     ramp = 1 - np.abs(np.arange(4) - 1.5) / 2
     start = agree(np.outer(ramp, ramp), bilinear_kernel(4, 2), within=1e-6)
     bilinear = F.interpolate(F.pad(pooled, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
