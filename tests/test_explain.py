@@ -142,6 +142,22 @@ def test_every_file_with_an_explanation_is_a_topic_and_of_a_section_s_length():
     assert all(40 <= length <= 120 for length in lengths.values()), lengths
 
 
+def test_nothing_imports_explanations_but_their_command():
+    package = ROOT / "cnn_train"
+    users = {
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if _imports_explain(path.read_text())
+    }
+    assert {user for user in users if not user.startswith("explain/")} == {"commands/explain.py"}
+
+
+def _imports_explain(source: str) -> bool:
+    return bool(
+        re.search(
+            r"^\s*(from cnn_train\.explain|import cnn_train\.explain|from cnn_train import .*\bexplain\b)", source, re.M
+        )
+    )
+
+
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_topic_runs_and_leaves_the_random_numbers_of_torch_alone(topic):
     state = torch.get_rng_state()

@@ -46,9 +46,9 @@ def one_axis(page: Page, x: np.ndarray, w: np.ndarray, stride: int, padding: int
     reference = F.conv1d(pixels, weights, stride=stride, padding=padding, dilation=dilation)
     page.say(f"""$n$ = {size} pixels, $k$ = {kernel} weights, stride $s$ = {stride}, padding $p$ = {padding} and
         dilation $d$ = {dilation} give $o$ = {agree(outputs, reference.size(2))} outputs. Output $i$ reads the places
-        $s·i − p + d·j$ for $j$ = 0 ... $k$ − 1; outside the map there are zeros, the padding. (The weights are not turned
-        around, so it is strictly a cross-correlation; for weights that are learned this is the same.) Let the pixels
-        be $x$ = {number(x)} and the weights $w$ = {number(w)}.""")
+        $s·i − p + d·j$ for $j$ = 0 ... $k$ − 1; outside the map there are zeros, the padding. (The weights are not
+        turned around, so it is strictly a cross-correlation; for weights that are learned this is the same.) Let the
+        pixels be $x$ = {number(x)} and the weights $w$ = {number(w)}.""")
     rows = []
     for i, row in enumerate(places):
         products = [f"{number(x[place])}·{number(w[j])}" for j, place in enumerate(row) if 0 <= place < size]

@@ -3,8 +3,6 @@
 Boxes are (x1, y1, x2, y2) in pixels; overlaps are computed twice, by their corners and by counting pixels.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from cnn_train.explain.check import agree, limits, number, require
@@ -27,9 +25,10 @@ def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overl
     a, b = OBJECTS[0], np.array([16.0, 0, 40, 40])
     corners = max(0, min(a[2], b[2]) - max(a[0], b[0])), max(0, min(a[3], b[3]) - max(a[1], b[1]))
     inside = corners[0] * corners[1]
+    share = agree(iou(a[None], b[None])[0, 0], counted(a[None], b[None])[0, 0], within=1e-6)
     page.say(f"""{number(a)} and {number(b)} share {number(corners[0])}×{number(corners[1])} =
-        {agree(inside, (painted(a) * painted(b)).sum())} pixels, so their IoU is
-        {agree(iou([a], [b])[0, 0], counted([a], [b])[0, 0], within=1e-6):.4f}; the tick comes from painting both and counting.""")
+        {agree(inside, (painted(a) * painted(b)).sum())} pixels, so their IoU is {share:.4f}. The ticks come from
+        painting both boxes and counting.""")
 
     page.head("Anchors and matching")
     page.formula("object: IoU ≥ t_1, or none overlaps it more;   background: IoU < t_0", f"{REN}, section 3.1.2")
@@ -68,9 +67,9 @@ def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overl
     return page
 
 
-def iou(first: Sequence[np.ndarray] | np.ndarray, second: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """IoU (n, m) of boxes (n, 4) and (m, 4), by their corners."""
-    a, b = np.asarray(first)[:, None], np.asarray(second)[None]
+    a, b = first[:, None], second[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     inside = sides.clip(0).prod(-1)
     return inside / ((a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inside)
@@ -84,7 +83,7 @@ def painted(box: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def counted(first: Sequence[np.ndarray] | np.ndarray, second: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def counted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """IoU (n, m) by counting pixels."""
     a, b = (np.array([painted(box).ravel() for box in group]) for group in (first, second))
     inside = a @ b.T
