@@ -268,7 +268,7 @@ def test_other_options_of_topics_hold_too():
         ("upsampling", {"padding": 3}, "padding must be smaller than kernel 3, got 3"),
         ("normalization", {"groups": 4}, "groups must divide channels 6, got 4"),
         ("receptive_field", {"stack": "3,x"},
-         "stack lists kernel/stride/dilation, as in stack=3,2/2,3/1/2, got 'x' in '3,x'"),
+         "stack lists kernel/stride/dilation, each up to 16, as in stack=3,2/2,3/1/2; got 'x' in '3,x'"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_told_with_the_rule(topic, given, rule):

@@ -21,7 +21,7 @@ rectify = partial(np.maximum, 0.0)
 
 def explain(slope: float = 0.1, rate: float = 0.2, units: int = 64) -> Page:
     """`slope` of the leaky rectifier; `rate` and `units` of the network whose rectifiers die."""
-    limits(slope=(slope, 0, 1), rate=(rate, 0.001, 100), units=(units, 4, 512))
+    limits(slope=(slope, 0, 1), rate=(rate, 0.001, 1), units=(units, 4, 256))
     page = Page("Activations", "What stands between two linear layers, so that together they are more than one.")
     functions(page, slope)
     saturation(page)

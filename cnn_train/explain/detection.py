@@ -17,7 +17,7 @@ def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overl
     """Anchors every `stride` pixels, matched at IoU `positive` and `negative`; boxes suppressed above `overlap`."""
     limits(stride=(stride, 8, 32), positive=(positive, 0.1, 0.95), negative=(negative, 0, positive))
     limits(overlap=(overlap, 0, 1))
-    require(stride % 8 == 0, f"stride must be a multiple of 8, so that anchors lie on whole pixels, got {stride}")
+    require(SIZE % stride == 0, f"stride must divide the image's {SIZE} pixels, got {stride}")
     page = Page("Detection", "Many boxes are proposed, each is told what it stands for, and doubles are dropped.")
 
     page.head("Overlap")

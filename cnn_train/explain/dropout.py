@@ -47,8 +47,8 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
     variance = chances @ (outputs - mean) ** 2
     page.say(f"""{units} units have {len(masks)} masks, and their chances sum to {agree(chances.sum(), 1)}. Over all of
         them the mean is {agree(mean, x)}, the inputs, which is why evaluation does nothing; the variance is
-        {agree(variance, x**2 * rate / keep)}. 20,000 of torch's draws have means within 5 % of the largest
-        {agree(many.mean(0), mean, within=0.05):✓}.""")
+        {agree(variance, x**2 * rate / keep)}. The means of 20,000 of torch's draws are as near as chance lets them
+        {agree(many.mean(0), mean, within=5 * np.sqrt(rate / keep / 20_000)):✓}.""")
 
     page.head("The ensemble")
     page.formula(

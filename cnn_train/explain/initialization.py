@@ -29,7 +29,7 @@ INITIALIZERS = {
 
 def explain(act: Literal["relu", "tanh", "sigmoid", "identity"] = "relu", depth: int = 20, width: int = 256) -> Page:
     """`depth` dense layers of `width` units, each followed by `act`, on standard normal numbers."""
-    limits(depth=(depth, 2, 50), width=(width, 64, 512))
+    limits(depth=(depth, 2, 50), width=(width, 128, 512))
     page = Page("Initialization", "A deep network learns if its first signals and gradients neither fade nor explode.")
 
     page.head("What one layer does to the size of a signal")
@@ -64,10 +64,11 @@ def explain(act: Literal["relu", "tanh", "sigmoid", "identity"] = "relu", depth:
     heads = ["init=", "Var[w], by formula", "first layer's factor", "signal at the end", "gradient, first/last"]
     page.table(heads, rows, "root mean squares before the activation; ticks: as drawn, and as measured, within 5 %")
     if act in ("relu", "identity"):
+        chance = 4 / np.sqrt(width * (depth - 1))  # each layer's factor is that of a finite number of random weights
         keep, signal = {"relu": 0.5, "identity": 1.0}[act], forward["xavier_normal"]
-        factor = agree(np.sqrt(keep), (signal[-1] / signal[1]) ** (1 / (depth - 1)), within=0.03)
+        factor = agree(np.sqrt(keep), (signal[-1] / signal[1]) ** (1 / (depth - 1)), chance)
         page.say(f"""Behind the first layer, {act} and Xavier's weights multiply the signal by {factor:.3f} in every
-            layer: the root of {keep:g}, within 3 %.""")
+            layer: the root of {keep:g}, as near as chance lets it.""")
     page.picture("Both should be level. Lines that fall by a factor per layer are straight on this scale.",
                  curves(range(depth + 1), forward, "signal", "layer", "root mean square", log=True),
                  curves(range(1, depth + 1), backward, "gradient", "layer", "root mean square", log=True))  # fmt: skip

@@ -15,7 +15,7 @@ from cnn_train.explain.page import Page
 
 def explain(lr: float = 0.05, momentum: float = 0.9, condition: float = 30.0, steps: int = 100) -> Page:
     """A valley that is `condition` times as steep across as along; learning rate `lr` for the gradient's methods."""
-    limits(lr=(lr, 1e-4, 1), momentum=(momentum, 0, 0.99), condition=(condition, 1, 1000), steps=(steps, 2, 500))
+    limits(lr=(lr, 1e-4, 0.1), momentum=(momentum, 0, 0.99), condition=(condition, 1, 1000), steps=(steps, 2, 500))
     page = Page("Optimizers", "What a step is made of: the gradient, its average, and the average of its square.")
 
     page.head("Exponentially weighted averages")

@@ -22,6 +22,8 @@ def explain(stack: str = "3,3,2/2,3,3,2/2,3", deep: int = 16) -> Page:
     """A stack of windows, kernel/stride/dilation each; then 1 to `deep` plain 3x3 convolutions."""
     windows = [read(word, stack) for word in stack.replace("+", ",").split(",")]
     limits(layers=(len(windows), 1, 24), deep=(deep, 2, 32))
+    total = int(np.prod([stride for _, stride, _ in windows]))
+    require(total <= 64, f"the strides of stack may multiply to 64, got {total}")
     page = Page(
         "Receptive field", "A unit sees a window of the image: how large it is, where it lies, and what in it counts."
     )
@@ -35,7 +37,7 @@ def explain(stack: str = "3,3,2/2,3,3,2/2,3", deep: int = 16) -> Page:
         after strides grows the field fastest.""")
     r, jump, start = 1, 1, 0.0
     layers = [nn.Conv2d(1, 1, k, s, dilation * (k - 1) // 2, dilation, device="meta") for k, s, dilation in windows]
-    traced = receptive_field(nn.Sequential(*layers), (1, 512, 512))
+    traced = receptive_field(nn.Sequential(*layers), (1, 2048, 2048))
     rows: list[list[object]] = []
     for place, ((k, s, dilation), found) in enumerate(zip(windows, traced, strict=True), 1):
         reach, padding = k + (k - 1) * (dilation - 1), dilation * (k - 1) // 2
@@ -59,8 +61,10 @@ def explain(stack: str = "3,3,2/2,3,3,2/2,3", deep: int = 16) -> Page:
 def read(word: str, stack: str) -> tuple[int, int, int]:
     """Kernel, stride and dilation of a word such as 3, 2/2 or 3/1/2."""
     parts = word.strip().split("/")
-    fine = len(parts) <= 3 and all(part.isdigit() and 1 <= int(part) <= 64 for part in parts)
-    require(fine, f"stack lists kernel/stride/dilation, as in stack=3,2/2,3/1/2, got {word!r} in {stack!r}")
+    fine = len(parts) <= 3 and all(part.isdigit() and 1 <= int(part) <= 16 for part in parts)
+    require(
+        fine, f"stack lists kernel/stride/dilation, each up to 16, as in stack=3,2/2,3/1/2; got {word!r} in {stack!r}"
+    )
     kernel, stride, dilation = [int(part) for part in parts] + [1] * (3 - len(parts))
     return kernel, stride, dilation
 

@@ -64,7 +64,7 @@ def explain(size: int = 4, kernel: int = 3, stride: int = 2, padding: int = 0) -
     return page
 
 
-def checkerboard(page: Page, kernel: int, stride: int, size: int = 6) -> None:
+def checkerboard(page: Page, kernel: int, stride: int, size: int = 12) -> None:
     page.head("Checkerboards")
     page.say(f"""If the stride does not divide the kernel, some outputs get more stamps than others, and a constant
         becomes a pattern that the weights would have to unlearn ({ODENA}).""")
