@@ -62,7 +62,7 @@ FALSE = {
     "deconvnet": [
         ('"deconvnet": np.maximum(above, 0),', '"deconvnet": np.maximum(above, 0) * (x > 0),'),
         ("output_size=edges.shape).relu()", "output_size=edges.shape)"),
-        ("F.conv_transpose2d(start, corner", "F.conv2d(start, corner"),
+        ("F.conv_transpose2d(start, corner,", "F.conv_transpose2d(start, corner.flip(2),"),
     ],
     "backpropagation": [
         ("loss = -np.log(p[np.arange(batch), target]).mean()", "loss = -np.log(p[np.arange(batch), target]).sum()"),

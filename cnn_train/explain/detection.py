@@ -60,7 +60,7 @@ def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overl
     decoded = agree(np.hstack([centre - half, centre + half]), box)
     told, found = np.hstack([shift, stretch]), best[chosen]
     rows = [[number(anchor[i]), f"{found[i]:.3f}", number(told[i], ".2f")] for i in range(min(8, len(box)))]
-    page.table(["anchor", "IoU", "t_x, t_y, t_w, t_h"], rows, f"put back, they give the objects {decoded:✓}")
+    page.table(["anchor", "IoU", "$t_x$, $t_y$, $t_w$, $t_h$"], rows, f"put back, they give the objects {decoded:✓}")
 
     suppression(page, overlap)
     page.see(layers="torch.nn.SmoothL1Loss", topics="receptive_field convolution")

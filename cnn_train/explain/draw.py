@@ -72,7 +72,10 @@ def curves(
             axes.set_yscale("log")
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.grid(color="#e6e6e6")
-        if len(lines) > 1:
+        if len(lines) > 3:
+            figure.set_figheight(size[1] + 0.2 * len(lines) / 2)
+            figure.legend(loc="outside lower center", ncols=2)
+        elif len(lines) > 1:
             axes.legend()
     ends = "; ".join(f"{name} from {number(plain(y)[0])} to {number(plain(y)[-1])}" for name, y in lines.items())
     figure.set_label(f"{title}, over {x_label}: {ends}")

@@ -56,6 +56,7 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
         "Goodfellow, Bengio & Courville 2016, Deep Learning, section 7.12; exact for one softmax layer",
     )
     scores = outputs @ w.T
+    scores -= scores.max(1, keepdims=True)  # the same answers, and no overflow
     by_mask = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     geometric = np.exp(chances @ by_mask)
     geometric /= geometric.sum()

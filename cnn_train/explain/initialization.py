@@ -37,9 +37,9 @@ def explain(act: Literal["relu", "tanh", "sigmoid", "identity"] = "relu", depth:
         "Var[s] = n Var[w] E[x^{2}],   so E[x_l^{2}] stays if n Var[w] E[f(z)^{2}] = 1",
         f"n inputs, independent weights of mean 0; {HE}, section 2.2",
     )
-    page.say(f"""Xavier's weights have the variance 2/(n_in + n_out), which keeps signal and gradient of a linear layer.
-        A rectifier drops half of the signal's square, so He's have 2/n: Xavier's halve it in every layer, and after
-        {depth} layers $2^{{−{depth}}}$ = {number(2.0**-depth)} of it is left.""")
+    page.say(f"""Xavier's weights have the variance $2/(n_{{in}} + n_{{out}})$, which keeps signal and gradient of a
+        linear layer. A rectifier drops half of the signal's square, so He's have $2/n$: Xavier's halve it in every
+        layer, and after {depth} layers $2^{{−{depth}}}$ = {number(2.0**-depth)} of it is left.""")
 
     variances = {
         "normal, 0.01": 1e-4, "lecun_normal": 1 / width, "xavier_normal": 1 / width, "xavier_uniform": 1 / width,

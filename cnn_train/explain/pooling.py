@@ -18,7 +18,7 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     limits(size=(size, 2, 10), kernel=(kernel, 1, 6), stride=(stride, 1, 6))
     require(kernel <= size, f"kernel {kernel} does not fit {size} pixels without padding")
     page = Page("Pooling", "A window becomes one number: its mean, its largest, or one drawn by lot.")
-    x = np.random.default_rng(1).permutation(size * size).reshape(size, size).astype(float)
+    x = 1.0 + np.random.default_rng(1).permutation(size * size).reshape(size, size)
     o = (size - kernel) // stride + 1
     starts = [(row * stride, column * stride) for row in range(o) for column in range(o)]
     windows = np.array([x[row : row + kernel, column : column + kernel].flatten() for row, column in starts])
