@@ -240,21 +240,38 @@ def test_what_a_page_refers_to_is_there(topic):
     assert references["Implemented by"]
 
 
-def test_other_options_of_topics_hold_too():
-    for text, given in {
-        "convolution": {"size": 5, "kernel": 4, "stride": 1, "padding": 3, "dilation": 2},
-        "pooling": {"size": 5, "kernel": 3, "stride": 1},
-        "dilation": {"kernel": 2, "dilation": 3, "size": 7, "layers": 2},
-        "upsampling": {"size": 3, "kernel": 2, "stride": 3, "padding": 1},
-        "receptive_field": {"stack": "7/2,3/2/1,3/1/2", "deep": 3},
-        "backpropagation": {"batch": 1, "inputs": 1, "hidden": 1, "classes": 2},
-        "normalization": {"channels": 4, "groups": 4},
-        "dropout": {"rate": 0.2, "units": 3},
-        "label_smoothing": {"epsilon": 0.5, "classes": 2},
-        "lstm": {"inputs": 1, "hidden": 1, "steps": 5, "forget_bias": -1.0},
-        "crf": {"bi_w": 0.0, "steps": 1},
-    }.items():
-        assert load(text)(**given).ticks >= 1
+OTHERS = {
+    "convolution": {"size": 5, "kernel": 4, "stride": 1, "padding": 3, "dilation": 2},
+    "channels": {"size": 4, "kernel": 1, "channels": 2, "outputs": 2, "groups": 1},
+    "pooling": {"size": 5, "kernel": 1, "stride": 1},
+    "dilation": {"kernel": 2, "dilation": 3, "size": 7, "layers": 2},
+    "upsampling": {"size": 3, "kernel": 2, "stride": 3, "padding": 1},
+    "receptive_field": {"stack": "7/2,3/2/1,3/1/2", "deep": 3},
+    "deconvnet": {"size": 13, "square": 6},
+    "backpropagation": {"batch": 1, "inputs": 1, "hidden": 1, "classes": 2},
+    "activations": {"slope": 0.0, "rate": 1.0, "units": 4},
+    "initialization": {"act": "tanh", "depth": 2, "width": 128},
+    "normalization": {"channels": 4, "groups": 4},
+    "batch_norm": {"batch": 2, "momentum": 0.99, "mean": 0.0},
+    "optimizers": {"lr": 0.1, "momentum": 0.0, "condition": 1.0, "steps": 2},
+    "dropout": {"rate": 0.99, "units": 3},
+    "label_smoothing": {"epsilon": 0.5, "classes": 2},
+    "lstm": {"inputs": 1, "hidden": 1, "steps": 5, "forget_bias": -10.0},
+    "crf": {"bi_w": 0.0, "steps": 1},
+    "detection": {"stride": 32, "overlap": 0.0},
+}
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_other_options_hold_too(topic, monkeypatch):
+    monkeypatch.setattr(Page, "picture", lambda *_: None)
+    assert load(topic)(**OTHERS[topic]).ticks >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topic", TOPICS)
+def test_other_options_are_drawn_too(topic, tmp_path):
+    assert load(topic)(**OTHERS[topic]).write(tmp_path).is_file()
 
 
 @pytest.mark.parametrize(
