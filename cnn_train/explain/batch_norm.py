@@ -42,7 +42,7 @@ def explain(batch: int = 4, momentum: float = 0.1, mean: float = 3.0, deviation:
     by_running = agree((block - average) / np.sqrt(variance + eps), norm.eval()(torch.tensor(block)))
     settled = number(np.log(0.01) / np.log(1 - momentum), ".0f")
     page.say(f"""Training normalizes by the batch {by_batch:✓}, evaluation by the running averages {by_running:✓}, so
-        that one image's answer does not hang on its neighbours. The averages start at 0 and 1 and forget that by a
+        that one image's answer does not depend on its neighbours. The averages start at 0 and 1 and forget that by a
         factor of {number(1 - momentum)} a step; after five they are on their way to {number(mean)} and
         {number(deviation**2)}, and evaluation is wrong. {settled} steps leave 1 % of the start.""")
     norm.train()
@@ -72,16 +72,16 @@ def batch_sizes(page: Page, pixels: int = 16) -> None:
     x = torch.tensor(draw.normal(size=(8, 4, 4, 4)))
     group = GroupNorm(4, 2).double()
     alone = agree(group(x)[:1], group(x[:1]))
-    page.say(f"""What is subtracted hangs on who else is in the batch. Over 1000 batches of maps of {pixels} independent
-        pixels, the mean of 1 map varies by {noise[0]:.3f}, of 64 maps by {noise[-1]:.3f}, as the formula has it
-        {agree(noise, formula, within=0.05):✓}. Group norm gives an image the same numbers in any batch {alone:✓}; that
-        is why it holds where batches are small ({WU}, figure 1).""")
+    page.say(f"""What is subtracted depends on who else is in the batch. Over 1000 batches of maps of {pixels}
+        independent pixels, the mean of 1 map varies by {noise[0]:.3f}, of 64 maps by {noise[-1]:.3f}, as the formula
+        has it {agree(noise, formula, within=0.05):✓}. Group norm gives an image the same numbers in any batch {alone:✓};
+        that is why it holds where batches are small ({WU}, figure 1).""")
     lines = {"batch norm": noise, "σ/√(NHW)": formula, "group norm": np.zeros(len(sizes))}
     page.picture("How much what is subtracted varies from batch to batch.",
                  curves(sizes, lines, "noise of the mean", "batch size", dots=True))  # fmt: skip
 
 
-def shift(page: Page, steps: int = 100, width: int = 32) -> None:
+def shift(page: Page, steps: int = 150, width: int = 32) -> None:
     page.head("Internal covariate shift, measured")
     moves: dict[str, list[float]] = {"no norm": [], "batch norm": []}
     for name, drift in moves.items():
@@ -92,7 +92,7 @@ def shift(page: Page, steps: int = 100, width: int = 32) -> None:
                 layers += [nn.Linear(size, width), *[nn.BatchNorm1d(width)] * (name == "batch norm"), nn.ReLU()]
             body, head, x = nn.Sequential(*layers[:-1]), nn.Linear(width, 1), torch.rand(256, 8)
         target = (x[:, :1] + x[:, 1:2] > 2 * x[:, 2:3]).float() * 2 - 1
-        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.3)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1)
         start = body(x).detach()
         for _ in range(steps):
             seen = body(x)

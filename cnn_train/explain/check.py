@@ -42,7 +42,7 @@ def agree(ours: Any, reference: Any, within: float = 1e-9) -> Checked:
     if a.shape != b.shape:
         raise Mismatch(f"{place}: the page has an array {a.shape}, the reference {b.shape}; one of them is wrong")
     difference = np.abs(a.astype(float) - b.astype(float))
-    allowed = within * np.abs(b.astype(float)).max(initial=0.0) + 1e-12
+    allowed = within * np.abs(b.astype(float)).max(initial=0.0) + 1e-300  # the last for what underflows
     if not (difference <= allowed).all():  # not `>`: NaN agrees with nothing
         worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), a.shape)
         found = f"the page computes {a[worst]:.10g}, the reference {b[worst]:.10g}"

@@ -61,11 +61,13 @@ def explain(inputs: int = 2, hidden: int = 3, steps: int = 60, forget_bias: floa
     first, last = agree(plain[1], factor), agree(gated[-1], gate**steps, within=1e-6)
     page.say(f"""A plain unit $h' = tanh(x + u h)$, here with $u$ = 1, multiplies the error by $(1 − h^{{2}}) u$ in
         every step, in the first by {first:.3f}. A cell state is multiplied by its forget gate alone; with a bias of
-        {forget_bias:g} that is {gate:.3f}. After {steps} steps the plain cell's error is {plain[-1]:.1e} of itself, the
-        LSTM's {last:.3g}, which is $σ({forget_bias:g})^{{{steps}}}$. {JOZEFOWICZ} therefore start the forget bias at 1
-        or more. The gate is below 1, so along this path nothing explodes, either.""")
-    lines = {"plain tanh": plain, "LSTM": gated, "σ(f)^t": gate**t}
-    page.picture("What is left of an error, by steps back in time, measured by autograd.",
+        {forget_bias:g} that is {gate:.3f}. After {steps} steps {number(plain[-1], ".1e")} of the plain cell's error is
+        left, and of the LSTM's {last:.3g}, which is $σ({forget_bias:g})^{{{steps}}}$. {JOZEFOWICZ} therefore start the
+        forget bias at 1 or more. The gate is below 1, so along this path nothing explodes, either.""")
+    half = one_unit(steps, 0.0)[1]
+    lines = {"plain tanh": plain, "LSTM, forget bias 0": half, f"LSTM, forget bias {forget_bias:g}": gated}
+    page.picture(f"""What is left of an error, by steps back in time, measured by autograd. With a bias of 0 the gate
+        is half open, and $2^{{−{steps}}}$ = {agree(half[-1], 0.5**steps):.1e} is left.""",
                  curves(t, lines, "gradient over time", "steps", log=True))  # fmt: skip
     page.see(
         layers="torch.nn.LSTM cnn_train.models.classification.lstm.LSTMCell",
