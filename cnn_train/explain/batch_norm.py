@@ -74,8 +74,8 @@ def batch_sizes(page: Page, pixels: int = 16) -> None:
     alone = agree(group(x)[:1], group(x[:1]))
     page.say(f"""What is subtracted depends on who else is in the batch. Over 1000 batches of maps of {pixels}
         independent pixels, the mean of 1 map varies by {noise[0]:.3f}, of 64 maps by {noise[-1]:.3f}, as the formula
-        has it {agree(noise, formula, within=0.05):✓}. Group norm gives an image the same numbers in any batch {alone:✓};
-        that is why it holds where batches are small ({WU}, figure 1).""")
+        has it {agree(noise, formula, within=0.05):✓}. Group norm gives an image the same numbers in any batch
+        {alone:✓}; that is why it holds where batches are small ({WU}, figure 1).""")
     lines = {"batch norm": noise, "σ/√(NHW)": formula, "group norm": np.zeros(len(sizes))}
     page.picture("How much what is subtracted varies from batch to batch.",
                  curves(sizes, lines, "noise of the mean", "batch size", dots=True))  # fmt: skip
