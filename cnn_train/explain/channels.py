@@ -67,20 +67,23 @@ def explain(size: int = 8, kernel: int = 3, channels: int = 16, outputs: int = 3
     page.picture(f"Which input channels (columns) an output channel (row) reads. {'; '.join(texts)}.", *figures)
     page.say(f"""Against a dense layer to as many outputs, locality saves a factor of {number(dense / local)}, and
         sharing another {n * n}, the number of places.""")
-
-    page.head("Separable convolutions")
-    howard = "[Howard et al. 2017](https://arxiv.org/abs/1704.04861), section 3.1"
-    page.formula("(k^{2}C + C·N) / (k^{2}C·N) = 1/N + 1/k^{2}", howard)
-    full, separable = (sum(layer.weight.numel() for layer in kinds[name]) for name in ("full", "separable"))
-    w, x = np.random.default_rng(2).normal(size=(m, c)), np.random.default_rng(3).normal(size=(c, n, n))
-    mixed = agree(np.einsum("mc,chw->mhw", w, x), F.conv2d(torch.tensor(x), torch.tensor(w)[:, :, None, None]))
-    page.say(f"""A depthwise convolution looks around within a channel, a 1×1 convolution mixes channels. Together
-        they have {agree(1 / m + 1 / k**2, separable / full):.3f} of a full one's weights. A 1×1 convolution is
-        one {m} by {c} matrix, the same at every pixel: a matrix product per pixel gives the same
-        {mixed.value.size:,} numbers {mixed:✓}.""")
+    full, both = (sum(layer.weight.numel() for layer in kinds[name]) for name in ("full", "separable"))
+    separable(page, n, k, c, m, both / full)
     page.see(
         layers="torch.nn.Conv2d cnn_train.layers.blocks.SeparableConv2d cnn_train.layers.pool.GlobalDepthwiseConv",
         networks="nin alexnet_2012 resnext50_32x4d mobilenet_v1 mobilenet_v2 xception deeplabv3plus",
         topics="convolution",
     )
     return page
+
+
+def separable(page: Page, n: int, k: int, c: int, m: int, share: float) -> None:
+    page.head("Separable convolutions")
+    howard = "[Howard et al. 2017](https://arxiv.org/abs/1704.04861), section 3.1"
+    page.formula("(k^{2}C + C·N) / (k^{2}C·N) = 1/N + 1/k^{2}", howard)
+    w, x = np.random.default_rng(2).normal(size=(m, c)), np.random.default_rng(3).normal(size=(c, n, n))
+    mixed = agree(np.einsum("mc,chw->mhw", w, x), F.conv2d(torch.tensor(x), torch.tensor(w)[:, :, None, None]))
+    page.say(f"""A depthwise convolution looks around within a channel, a 1×1 convolution mixes channels. Together
+        they have {agree(1 / m + 1 / k**2, share):.3f} of a full one's weights. A 1×1 convolution is
+        one {m} by {c} matrix, the same at every pixel: a matrix product per pixel gives the same
+        {mixed.value.size:,} numbers {mixed:✓}.""")

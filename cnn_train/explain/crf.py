@@ -25,7 +25,6 @@ def explain(bi_w: float = 4.0, bi_xy: float = 6.0, bi_rgb: float = 20.0, pos_w: 
     blurred = 1 / (1 + np.exp((position - 9) / 2))  # the network is unsure, and sees the edge three pixels too early
     first = np.clip(blurred + draw.normal(0, 0.12, 20), 0.05, 0.95)
     marginals = np.stack([first, 1 - first])  # (classes, pixels)
-
     page.head("Twenty pixels")
     given = {"grey value / 255": grey / 255, "probability of class 0": first}
     page.picture("An edge in the image between pixels 11 and 12; the network's probability of class 0 falls too early.",

@@ -21,7 +21,6 @@ def explain(size: int = 16, square: int = 7) -> Page:
     """A bright square of side `square` on a dark image of `size` by `size` pixels."""
     limits(size=(size, 12, 32), square=(square, 5, size - 4))
     page = Page("Deconvnet", "Which pixels excite a unit: the network run backwards, from one activation to the image.")
-
     page.head("Three ways back through a rectifier")
     page.formula("gradient: R (x > 0),   deconvnet: max(R, 0),   guided: max(R, 0)(x > 0)",
                  f"x went in, R arrives from above; {ZEILER}, section 2.1; {SPRINGENBERG}, figure 1")  # fmt: skip
@@ -67,8 +66,8 @@ def explain(size: int = 16, square: int = 7) -> Page:
     way = F.max_pool2d(Deconvnet.apply(F.conv2d(leaf, filters, padding=1)), 2)
     unit = F.conv2d(way, corner, padding=1).view(-1)[place]
     (reference,) = torch.autograd.grad(unit, leaf, scores.max())
-    page.picture(f"""The image; how the unit answers; what of the image excites it most {agree(back, reference):✓}: red
-        should be bright, blue dark. It is the upper left corner.""",
+    page.picture(f"""The image; the answers; what excites the strongest {agree(back, reference):✓}: red should be
+        bright, blue dark. It is the upper left corner.""",
         heat(image[0, 0], "image"), heat(scores[0, 0], "answers"), heat(back[0, 0], "brought back", signed=True),
     )  # fmt: skip
     page.see(

@@ -66,6 +66,16 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
         sum to one, is {agree(geometric, whole)}: the answer of the whole network, at the price of one. Their arithmetic
         mean, {number(arithmetic)}, is what many random passes would give.""")
 
+    beside_batch_norm(page)
+    page.see(
+        layers="torch.nn.Dropout",
+        networks="alexnet vgg16 googlenet wrn_28_10 lstm",
+        topics="normalization label_smoothing",
+    )
+    return page
+
+
+def beside_batch_norm(page: Page) -> None:
     page.head("Beside batch norm")
     page.formula("Var_train/Var_eval = (E[x^{2}]/(1 − p) − E[x]^{2})/(E[x^{2}] − E[x]^{2})", f"{LI}, section 3")
     z = np.maximum(np.random.default_rng(0).normal(size=200_000), 0)
@@ -81,9 +91,3 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
         "Behind a rectifier.",
         curves(rates, {"by formula": formula, "measured": measured}, "variance, training/evaluation", "p", dots=True),
     )
-    page.see(
-        layers="torch.nn.Dropout",
-        networks="alexnet vgg16 googlenet wrn_28_10 lstm",
-        topics="normalization label_smoothing",
-    )
-    return page

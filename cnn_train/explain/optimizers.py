@@ -18,31 +18,10 @@ def explain(lr: float = 0.05, momentum: float = 0.9, condition: float = 30.0, st
     limits(lr=(lr, 1e-4, 0.1), momentum=(momentum, 0, 0.99), condition=(condition, 1, 1000), steps=(steps, 2, 500))
     page = Page("Optimizers", "What a step is made of: the gradient, its average, and the average of its square.")
 
-    page.head("Exponentially weighted averages")
-    page.formula(
-        "v_t = β v_{t−1} + (1 − β) g_t,   corrected: v_t/(1 − β^{t})",
-        "[Kingma & Ba 2015](https://arxiv.org/abs/1412.6980), section 3",
-    )
-    draw = np.random.default_rng(0)
-    g, v, rows = 4 + draw.normal(size=40), 0.0, []
-    raw, corrected = [], []
-    for t, value in enumerate(g, 1):
-        v = momentum * v + (1 - momentum) * value
-        raw.append(v)
-        corrected.append(v / (1 - momentum**t))
-        if t in (1, 2, 3, 10, 40):
-            weights = (1 - momentum) * momentum ** np.arange(t)[::-1]
-            direct = torch.tensor(weights).dot(torch.tensor(g[:t]))
-            rows.append([t, value, agree(v, direct), agree(corrected[-1], direct / weights.sum())])
-    page.say(f"""With $β$ = {momentum:g} the last {number(1 / (1 - momentum), ".3g")} gradients or so count. The average
-        starts at 0, so at first it is far too small: its weights sum to $1 − β^{{t}}$. Dividing by that mends it.""")
-    page.table(["t", "gradient", "average", "corrected"], rows, "gradients drawn from N(4, 1)")
-    lines = {"gradient": g, "average": raw, "corrected": corrected}
-    page.picture("The correction matters at the start only.", curves(range(1, 41), lines, "averages", "t"))
+    averages(page, momentum)
 
     page.head("Four steps, written out")
-    sutskever = "[Sutskever et al. 2013](https://proceedings.mlr.press/v28/sutskever13.html)"
-    page.formula("momentum: v ← μ v + g,   w ← w − η v", f"{sutskever}, section 2, as torch writes it")
+    page.formula("momentum: v ← μ v + g,   w ← w − η v", "Polyak 1964; Sutskever et al. 2013, section 2, as in torch")
     page.formula("RMSProp: s ← β s + (1 − β) g^{2},   w ← w − η g/(√s + ε)", "Tieleman & Hinton 2012, lecture 6.5")
     page.formula("Adam: m ← β_1 m + (1 − β_1) g,   s ← β_2 s + (1 − β_2) g^{2},   w ← w − η m̂/(√ŝ + ε)",
                  "Kingma & Ba 2015, algorithm 1; the hats are the corrected averages")  # fmt: skip
@@ -79,6 +58,29 @@ def explain(lr: float = 0.05, momentum: float = 0.9, condition: float = 30.0, st
         topics="backpropagation initialization normalization",
     )
     return page
+
+
+def averages(page: Page, momentum: float) -> None:
+    page.head("Exponentially weighted averages")
+    page.formula(
+        "v_t = β v_{t−1} + (1 − β) g_t,   corrected: v_t/(1 − β^{t})",
+        "[Kingma & Ba 2015](https://arxiv.org/abs/1412.6980), section 3",
+    )
+    draw = np.random.default_rng(0)
+    g, v, rows, raw, corrected = 4 + draw.normal(size=40), 0.0, [], list[float](), list[float]()
+    for t, value in enumerate(g, 1):
+        v = momentum * v + (1 - momentum) * value
+        raw.append(v)
+        corrected.append(v / (1 - momentum**t))
+        if t in (1, 2, 3, 10, 40):
+            weights = (1 - momentum) * momentum ** np.arange(t)[::-1]
+            direct = torch.tensor(weights).dot(torch.tensor(g[:t]))
+            rows.append([t, value, agree(v, direct), agree(corrected[-1], direct / weights.sum())])
+    page.say(f"""With $β$ = {momentum:g} the last {number(1 / (1 - momentum), ".3g")} gradients or so count. The average
+        starts at 0, so at first it is far too small: its weights sum to $1 − β^{{t}}$. Dividing by that mends it.""")
+    page.table(["t", "gradient", "average", "corrected"], rows, "gradients drawn from N(4, 1)")
+    lines = {"gradient": g, "average": raw, "corrected": corrected}
+    page.picture("The correction matters at the start only.", curves(range(1, 41), lines, "averages", "t"))
 
 
 def race(

@@ -25,10 +25,6 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     image = torch.tensor(x)[None, None].requires_grad_()
     delta = np.arange(1.0, o * o + 1)
 
-    def back(outputs: torch.Tensor) -> torch.Tensor:
-        """The error delta, sent back through `outputs` to the pixels by autograd."""
-        return torch.autograd.grad(outputs, image, torch.tensor(delta).view_as(outputs))[0][0, 0]
-
     page.head("Forward")
     page.formula("mean: y = 1/k^{2} Σ_i a_i,   max: y = max_i a_i", "Boureau, Ponce & LeCun 2010")
     mean, largest = windows.mean(1), windows.max(1)
@@ -46,7 +42,7 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
         mean_back[row : row + kernel, column : column + kernel] += d / kernel**2
         winner = int(window.argmax())
         max_back[row + winner // kernel, column + winner % kernel] += d
-    same = agree(mean_back, back(by_mean)), agree(max_back, back(by_max))
+    same = agree(mean_back, back(by_mean, image, delta)), agree(max_back, back(by_max, image, delta))
     page.picture(f"The errors that arrive at the pixels, as autograd has them, too {same[0]:✓} {same[1]:✓}.",
                  cells(mean_back, "through mean"), cells(max_back, "through max", zeros=False))  # fmt: skip
 
@@ -60,25 +56,29 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
         torch.manual_seed(seed)
         drawn = pool.train()(image)
         many = torch.stack([pool(image).flatten() for _ in range(400)]).mean(0)
-    lots = drawn.detach().flatten().numpy()
-    places = [list(window).index(lot) for window, lot in zip(windows, lots, strict=True)]
-    lot_back = np.zeros((size, size))
-    for d, place, (row, column) in zip(delta, places, starts, strict=True):
+    lots, lot_back = drawn.detach().flatten().numpy(), np.zeros((size, size))
+    for d, window, lot, (row, column) in zip(delta, windows, lots, starts, strict=True):
+        place = list(window).index(lot)
         lot_back[row + place // kernel, column + place % kernel] += d
     page.say(f"""The first window holds {number(windows[0])}, so its chances are {number(chances[0])}. Evaluation gives
         the windows' expected values {expected}; the mean of 400 draws comes near them, {number(many)}
         {agree(many, expected.value, within=0.15):✓}. The error goes to the pixels that were drawn.""")
-    page.picture(f"One draw, seed {seed}: what it gave, and where its error goes {agree(lot_back, back(drawn)):✓}.",
+    same_back = agree(lot_back, back(drawn, image, delta))
+    page.picture(f"One draw, seed {seed}: what it gave, and where its error goes {same_back:✓}.",
                  cells(lots.reshape(o, o), "drawn"), cells(lot_back, "through the draw", zeros=False))  # fmt: skip
 
     shifts(page)
     page.see(
-        layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d "
-        "cnn_train.layers.pool.GlobalAvgPool",
+        layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d",
         networks="lenet5 alexnet vgg16 googlenet nin segnet",
         topics="convolution upsampling receptive_field",
     )
     return page
+
+
+def back(outputs: torch.Tensor, image: torch.Tensor, delta: np.ndarray) -> torch.Tensor:
+    """The error of the outputs, sent back to the pixels by autograd."""
+    return torch.autograd.grad(outputs, image, torch.tensor(delta).view_as(outputs))[0][0, 0]
 
 
 def shifts(page: Page, k: int = 4) -> None:
