@@ -66,7 +66,6 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     same_back = agree(lot_back, back(drawn, image, delta))
     page.picture(f"One draw, seed {seed}: what it gave, and where its error goes {same_back:✓}.",
                  cells(lots.reshape(o, o), "drawn"), cells(lot_back, "through the draw", zeros=False))  # fmt: skip
-
     shifts(page)
     page.see(
         layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d",
