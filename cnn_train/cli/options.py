@@ -119,7 +119,8 @@ def read(options: type[T], line: Line, verbs: Iterable[str] = ()) -> T:
             else:
                 given[name] = convert(name, words.pop(0), hints[name], item.metadata)
     if words:
-        raise unknown_word(words[0], line, verbs) if rest else ConfigError(_takes(line.verb, known, repr(words[0])))
+        composes = issubclass(options, Composes)
+        raise unknown_word(words[0], line, verbs) if composes else ConfigError(_takes(line.verb, known, repr(words[0])))
     missing = [item for item in known.values() if item.default is MISSING and item.name not in given]
     if missing:
         needed = " and ".join(f"{item.name}={item.metadata['value']}" for item in missing)
