@@ -9,14 +9,13 @@ that is learned in parts, in accumulated steps or by several processes adds up t
 the sum to each call: then the gradients add up to that of the whole batch. Without any object the loss is finite.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_train.boxes import OVERLAPS, area, intersection, iou, overlap, shape_iou, to_centres
+from cnn_train.boxes import OVERLAPS, area, intersection, overlap
 from cnn_train.models.detection.priors import Outputs, Priors
 
 BoxTerm = Literal["squared", "l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
