@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.factory import innermost
 from cnn_train.layers.norm import GroupNorm
-from cnn_train.models.detection.priors import Distances, MapSizes, Outputs, Priors, flatten_levels, grid
+from cnn_train.models.detection.priors import Distances, Outputs, PriorGrid, Priors, flatten_levels
 from cnn_train.models.detection.pyramid import PyramidEncoder
 
 __all__ = ["fcos", "fcos_resnet50_fpn"]
@@ -104,33 +104,35 @@ class FCOSHead(nn.Module):
 class FCOS(nn.Module):
     """A pyramid and two towers: (N, in_channels, H, W) -> `Outputs` of one point for each place of each level.
 
-    Codes are the distances to the four sides in strides, at least 0; quality is the centerness.
+    Codes are the distances to the four sides in strides, at least 0; quality is the centerness. Points are in the
+    middle of cells, or, with `corners`, at their upper left corners.
     """
 
     def __init__(
-        self, backbone: PyramidEncoder, head: FCOSHead, *, in_channels: int, offset: float = 0.5, layers: LayerFactory
+        self, backbone: PyramidEncoder, head: FCOSHead, *, in_channels: int, corners: bool = False, layers: LayerFactory
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.offset = offset
         self.min_size = backbone.min_size
         layers.init(head, paper=small_normal)
         start_rare(head.classification_head.cls_logits)
-        self.map_sizes = MapSizes(backbone, in_channels)
+        strides = [float(stride) for stride in backbone.strides]
+        self.grid = PriorGrid(
+            backbone,
+            [[(stride, stride)] for stride in strides],
+            in_channels=in_channels,
+            coding=Distances(),
+            strides=None if corners else strides,
+            offset=0.0 if corners else 0.5,
+        )
 
     def forward(self, x: Tensor) -> Outputs:
         return self.head(self.backbone(x))
 
     def priors(self, size: Sequence[int], device: torch.device | None = None) -> Priors:
         """One point for each place of each level, as boxes with the stride as side."""
-        maps = self.map_sizes(size)
-        if self.offset:
-            strides = [(float(s), float(s)) for s in self.backbone.strides]
-        else:  # torchvision's, where a map is not exactly the image's size by a power of two
-            strides = [(float(size[0] // rows), float(size[1] // columns)) for rows, columns in maps]
-        sides = [torch.tensor([[float(s), float(s)]]) for s in self.backbone.strides]
-        return grid(maps, sides, strides, size=size, coding=Distances(), offset=self.offset, device=device)
+        return self.grid(size, device)
 
     def decode(self, outputs: Outputs, priors: Priors) -> tuple[Tensor, Tensor]:
         """Boxes (N, P, 4) and scores (N, P, K): the geometric mean of class probability and centerness."""
@@ -200,4 +202,4 @@ def fcos_resnet50_fpn(
     grouped = replace(layers, norm_layer=partial(GroupNorm, num_groups=32))
     towers = grouped if innermost(layers.norm_layer) is nn.BatchNorm2d else layers
     head = FCOSHead(256, num_classes, 4, distance=distance, levels=5, layers=towers)
-    return FCOS(backbone, head, in_channels=in_channels, offset=0.0, layers=layers)
+    return FCOS(backbone, head, in_channels=in_channels, corners=True, layers=layers)

@@ -9,7 +9,7 @@ https://arxiv.org/abs/1904.01355.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,7 +61,12 @@ class Priors:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor) -> "Priors":
-        return Priors(self.boxes[index], self.strides[index], self.levels[index], self.size, self.coding)
+        return replace(self, boxes=self.boxes[index], strides=self.strides[index], levels=self.levels[index])
+
+    def to(self, device: torch.device) -> "Priors":
+        return replace(
+            self, boxes=self.boxes.to(device), strides=self.strides.to(device), levels=self.levels.to(device)
+        )
 
     @property
     def corners(self) -> Tensor:
@@ -158,41 +163,65 @@ class MapSizes:
         return self.known[height, width]
 
 
-def grid(
-    maps: Sequence[tuple[int, int]],
-    sizes: Sequence[Tensor],
-    strides: Sequence[tuple[float, float]],
-    *,
-    size: Sequence[int],
-    coding: Coding,
-    offset: float = 0.5,
-    device: torch.device | None = None,
-) -> Priors:
-    """Priors of `sizes[i]` (A_i, 2), width and height, at every place of map i of (rows, columns).
+class PriorGrid:
+    """Priors of `shapes[i]` (A_i, 2), width and height, at every place of map i of a network.
 
-    Centres are at (index + `offset`) times the stride (y, x): 0.5 is the middle of a cell, 0 its corner.
+    Called with (height, width) of the images. Centres are at (index + `offset`) strides: 0.5 is the middle of a cell, 0
+    its corner. `strides` None are as many whole pixels as the image has for each place of a map. With `relative`,
+    shapes are parts of the image, at most all of it.
     """
-    boxes, units, levels = [], [], []
-    for level, ((rows, columns), shapes, (stride_y, stride_x)) in enumerate(zip(maps, sizes, strides, strict=True)):
-        y = (torch.arange(rows, dtype=torch.float32) + offset) * stride_y
-        x = (torch.arange(columns, dtype=torch.float32) + offset) * stride_x
-        centres = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], dim=-1)
-        every = torch.cat(
-            [
-                centres[:, :, None].expand(-1, -1, len(shapes), -1),
-                shapes.float().expand(rows, columns, -1, -1),
-            ],
-            dim=-1,
-        ).reshape(-1, 4)
-        boxes.append(every)
-        units.append(torch.full((len(every),), float(stride_x)))
-        levels.append(torch.full((len(every),), level))
-    joined = [torch.cat(parts).to(device) for parts in (boxes, units, levels)]
-    return Priors(*joined, (int(size[0]), int(size[1])), coding)
+
+    def __init__(
+        self,
+        maps_of: nn.Module,
+        shapes: Sequence[Sequence[Sequence[float]]],
+        *,
+        in_channels: int,
+        coding: Coding,
+        strides: Sequence[float] | None = None,
+        offset: float = 0.5,
+        relative: bool = False,
+    ):
+        self.map_sizes = MapSizes(maps_of, in_channels)
+        self.shapes = [[(float(width), float(height)) for width, height in level] for level in shapes]
+        self.coding = coding
+        self.strides = strides
+        self.offset = offset
+        self.relative = relative
+        self.known: dict[tuple[int, int, torch.device | None], Priors] = {}
+
+    def __call__(self, size: Sequence[int], device: torch.device | None = None) -> Priors:
+        key = (int(size[0]), int(size[1]), device)
+        if key not in self.known:
+            with torch.device("cpu"):
+                made = self._make(key[:2])
+            self.known[key] = made.to(device) if device is not None else made
+        return self.known[key]
+
+    def _make(self, size: tuple[int, int]) -> Priors:
+        maps = self.map_sizes(size)
+        assert len(maps) == len(self.shapes), f"{len(maps)} maps, priors for {len(self.shapes)}"
+        boxes, units, levels = [], [], []
+        for level, (rows, columns) in enumerate(maps):
+            if self.strides is None:
+                stride_y, stride_x = float(size[0] // rows), float(size[1] // columns)
+            else:
+                stride_y = stride_x = float(self.strides[level])
+            y = (torch.arange(rows, dtype=torch.float32) + self.offset) * stride_y
+            x = (torch.arange(columns, dtype=torch.float32) + self.offset) * stride_x
+            centres = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], dim=-1)
+            shapes = torch.tensor(self.shapes[level])
+            if self.relative:
+                shapes = shapes.clamp(max=1.0) * torch.tensor([float(size[1]), float(size[0])])
+            each = (rows, columns, len(shapes), 2)
+            boxes.append(torch.cat([centres[:, :, None].expand(each), shapes.expand(each)], dim=-1).reshape(-1, 4))
+            units.append(torch.full((len(boxes[-1]),), stride_x))
+            levels.append(torch.full((len(boxes[-1]),), level))
+        return Priors(torch.cat(boxes), torch.cat(units), torch.cat(levels), size, self.coding)
 
 
 def flatten_levels(maps: Sequence[Tensor], columns: int) -> Tensor:
-    """Maps (N, A * columns, H_i, W_i) -> (N, P, columns), in the order of `grid`."""
+    """Maps (N, A * columns, H_i, W_i) -> (N, P, columns), in the order of `PriorGrid`."""
     flat = []
     for m in maps:
         number, _, height, width = m.shape

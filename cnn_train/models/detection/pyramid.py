@@ -114,6 +114,7 @@ class PyramidEncoder(nn.Module):
     ):
         super().__init__()
         self.strides = list(strides)
+        self.channels = channels
         self.body, self.used = cut_encoder(encoder, strides, in_channels, layers, network_options)
         self.min_size = self.body.min_size
         last, more = self.body.strides[-1], list(strides)[len(self.used) :]
