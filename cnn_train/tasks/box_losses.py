@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_train.boxes import OVERLAPS, area, intersection, overlap
+from cnn_train.boxes import OVERLAPS, area, intersection, iou, overlap
 from cnn_train.models.detection.priors import Outputs, Priors
 
 BoxTerm = Literal["squared", "l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
-ClassTerm = Literal["softmax", "bce", "focal"]
 
 
 class Assigned(NamedTuple):
@@ -52,11 +51,13 @@ class BoxLoss(nn.Module):
     @torch.no_grad()
     def normalizer(self, targets: Tensor, priors: Priors) -> Tensor:
         """This part of what a whole batch's sums are divided by; a scalar."""
+        targets = _some_rows(targets)
         return self.count(targets, self.assign(targets, priors))
 
     def forward(
         self, outputs: Outputs, targets: Tensor, priors: Priors, normalizer: Tensor | float | None = None
     ) -> dict[str, Tensor]:
+        targets = _some_rows(targets)
         with torch.no_grad():
             assigned = self.assign(targets, priors)
             if normalizer is None:
@@ -189,6 +190,138 @@ class FCOS(BoxLoss):
             "boxes": box_terms(self.box, codes, picked.boxes, theirs).sum(),
             "centerness": F.binary_cross_entropy_with_logits(quality, centred.sqrt(), reduction="sum"),
         }
+
+
+def match_by_iou(
+    targets: Tensor, priors: Priors, positive: float, negative: float, rescue: Literal["ties", "best"]
+) -> Assigned:
+    """Anchors with an IoU of `positive` with an object learn the best one; those from `negative` on are ignored.
+
+    No object goes without: `rescue` gives it its best anchor, "best" even if that had another object (SSD), "ties" all
+    of its best ones, which then learn the object that they fit best (RetinaNet).
+    """
+    wanted = real(targets)
+    values = iou(priors.corners, targets[..., :4]).masked_fill(~wanted[:, None], -1.0)  # (N, P, M)
+    best, row = values.max(-1)
+    objects = torch.where(best >= positive, row, -1)
+    ignored = (best >= negative) & (best < positive)
+    top, where = values.max(1)  # (N, M)
+    if rescue == "ties":
+        forced = ((values == top[:, None]) & (values > 0)).any(-1)
+        objects = torch.where(forced, row, objects)
+    else:
+        number = torch.arange(len(priors), device=targets.device)
+        mine = (where[:, None] == number[:, None]) & wanted[:, None]  # (N, P, M)
+        last = (mine * torch.arange(1, mine.size(-1) + 1, device=targets.device)).amax(-1)
+        objects = torch.where(last > 0, last - 1, objects)
+    free = objects < 0
+    return Assigned(objects, (ignored | on_ignored(targets, priors)) & free)
+
+
+class RetinaNet(BoxLoss):
+    """Focal loss of all anchors but the ignored ones, and box terms of the positive ones (Lin et al. 2017).
+
+    Each image's sums are divided by its positive anchors, at least 1, and averaged over the images, as in torchvision.
+    """
+
+    def __init__(
+        self,
+        *,
+        box: BoxTerm = "smooth_l1",
+        positive: float = 0.5,
+        negative: float = 0.4,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        box_weight: float = 1.0,
+    ):
+        super().__init__()
+        if negative > positive:
+            raise ValueError(f"loss.negative must be at most loss.positive, got {negative} and {positive}")
+        self.box = box
+        self.positive = positive
+        self.negative = negative
+        self.alpha = alpha
+        self.gamma = gamma
+        self.weights = {"classes": 1.0, "boxes": box_weight}
+
+    def assign(self, targets: Tensor, priors: Priors) -> Assigned:
+        return match_by_iou(targets, priors, self.positive, self.negative, "ties")
+
+    def count(self, targets: Tensor, assigned: Assigned) -> Tensor:
+        return targets.new_tensor(len(targets), dtype=torch.float32)
+
+    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
+        picked = pick(targets, assigned)
+        share = 1 / assigned.positive.sum(1).clamp(min=1)  # (N)
+        terms = focal(outputs.classes, class_targets(outputs.classes, picked), self.alpha, self.gamma)
+        terms = terms.masked_fill(assigned.ignored[..., None], 0.0)
+        boxes = box_terms(self.box, outputs.codes[picked.images, picked.priors], picked.boxes, priors[picked.priors])
+        return {
+            "classes": (terms.sum((1, 2)) * share).sum(),
+            "boxes": (boxes * share[picked.images]).sum(),
+        }
+
+
+class MultiBox(BoxLoss):
+    """SSD's loss: softmax over the classes and the background, the first column, and box terms (Liu et al. 2016).
+
+    Each object has its best default box and all with an IoU above `positive`. Of the negatives, those with the highest
+    loss count, up to `negatives` for each positive of their image; with `classes="focal"` all count, by the focal
+    factor of the softmax. Divided by the batch's positives.
+    """
+
+    def __init__(
+        self,
+        *,
+        box: BoxTerm = "smooth_l1",
+        classes: Literal["softmax", "focal"] = "softmax",
+        positive: float = 0.5,
+        negatives: float = 3.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        box_weight: float = 1.0,
+    ):
+        super().__init__()
+        if classes not in ("softmax", "focal"):
+            raise ValueError(f"loss.classes must be softmax or focal for an SSD, got {classes!r}")
+        self.box = box
+        self.classes = classes
+        self.positive = positive
+        self.negatives = negatives
+        self.alpha = alpha
+        self.gamma = gamma
+        self.weights = {"classes": 1.0, "boxes": box_weight}
+
+    def assign(self, targets: Tensor, priors: Priors) -> Assigned:
+        return match_by_iou(targets, priors, self.positive, self.positive, "best")
+
+    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
+        picked = pick(targets, assigned)
+        labels = torch.zeros_like(assigned.objects)
+        labels[picked.images, picked.priors] = picked.labels + 1
+        terms = F.cross_entropy(outputs.classes.transpose(1, 2), labels, reduction="none")  # (N, P)
+        boxes = box_terms(self.box, outputs.codes[picked.images, picked.priors], picked.boxes, priors[picked.priors])
+        candidates = ~assigned.positive & ~assigned.ignored
+        if self.classes == "focal":
+            balance = torch.where(assigned.positive, self.alpha, 1 - self.alpha)
+            terms = balance * (1 - (-terms).exp()) ** self.gamma * terms
+            counted = assigned.positive | candidates
+        else:
+            with torch.no_grad():
+                hardest = terms.masked_fill(~candidates, -torch.inf).argsort(1, descending=True, stable=True)
+                rank = torch.empty_like(hardest).scatter_(1, hardest, _positions(hardest))
+                most = self.negatives * assigned.positive.sum(1, keepdim=True)
+            counted = assigned.positive | (candidates & (rank < most))
+        return {"classes": terms.masked_fill(~counted, 0.0).sum(), "boxes": boxes.sum()}
+
+
+def _positions(like: Tensor) -> Tensor:
+    return torch.arange(like.size(1), device=like.device).expand_as(like)
+
+
+def _some_rows(targets: Tensor) -> Tensor:
+    """The targets with at least one row, which holds no object."""
+    return targets if targets.size(1) else F.pad(targets, (0, 0, 0, 1), value=-1.0)
 
 
 def _wide(values: Tensor) -> Tensor:
