@@ -89,13 +89,14 @@ def test_matching_by_iou_by_hand():
     assigned = match_by_iou(targets, priors, 0.5, 0.2, "ties")
     assert assigned.objects[0].tolist() == [0, 1, -1, -1]  # the second is rescued
     two = torch.tensor([[[1.0, 0, 11, 10, 0, 0], [44.0, 0, 47, 10, 1, 0]]])
-    tie = match_by_iou(two, priors, 0.5, 0.25, "best")
+    tie = match_by_iou(two, priors, 0.5, 0.5, "best")
     assert tie.objects[0].tolist() == [0, -1, 1, -1] and not tie.ignored[0, 3]
     near = torch.tensor([[[4.0, 0, 14, 10, 0, 0], [0.0, 0, 10, 10, 1, 0]]])
     assert match_by_iou(near, priors, 0.5, 0.4, "ties").objects[0, 0] == 1  # what it fits best
     assert match_by_iou(near, priors, 0.5, 0.4, "best").objects[0, 0] == 1  # the last of two that have it as best
     between = torch.tensor([[[20.0, 0, 50, 10, 0, 0]]])
-    assert match_by_iou(between, priors, 0.5, 0.2, "ties").ignored[0].tolist() == [False, False, False, False]
+    assigned = match_by_iou(between, priors, 0.5, 0.2, "ties")  # two fit by a third, one by 9/31
+    assert assigned.objects[0].tolist() == [-1, 0, 0, -1] and assigned.ignored[0].tolist() == [False] * 3 + [True]
     region = torch.tensor([[[20.0, 0, 28, 10, 0, 1.0]]])
     assigned = match_by_iou(region, priors, 0.5, 0.4, "ties")
     assert assigned.objects[0].tolist() == [-1] * 4 and assigned.ignored[0].tolist() == [False, True, False, False]

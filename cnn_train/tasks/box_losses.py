@@ -308,7 +308,7 @@ class MultiBox(BoxLoss):
             counted = assigned.positive | candidates
         else:
             with torch.no_grad():
-                hardest = terms.masked_fill(~candidates, -torch.inf).argsort(1, descending=True, stable=True)
+                hardest = terms.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
                 rank = torch.empty_like(hardest).scatter_(1, hardest, _positions(hardest))
                 most = self.negatives * assigned.positive.sum(1, keepdim=True)
             counted = assigned.positive | (candidates & (rank < most))
