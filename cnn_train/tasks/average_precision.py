@@ -65,8 +65,7 @@ class BoxMetrics(Metric):
             state.append(torch.cat([number[:, None], found[:, 4:5], found[:, last:], found[:, :4]], dim=1))
 
     def compute(self) -> Result:
-        rows = [_joined(state) for state in (self.detections, self.objects)]
-        return evaluate(*rows, self.num_classes, self.image_area)
+        return evaluate(_joined(self.detections), _joined(self.objects), self.num_classes, self.image_area)
 
 
 def _joined(state: list[Tensor] | Tensor) -> Array:

@@ -63,7 +63,8 @@ class BoxLoss(nn.Module):
             if normalizer is None:
                 normalizer = self.count(targets, assigned)
             divisor = torch.as_tensor(normalizer, dtype=torch.float32, device=targets.device).clamp(min=1)
-        wide = Outputs(*(None if part is None else _wide(part) for part in outputs))
+        quality = None if outputs.quality is None else _wide(outputs.quality)
+        wide = Outputs(_wide(outputs.codes), _wide(outputs.classes), quality)
         sums = self.sums(wide, targets, priors, assigned)
         return {name: self.weights[name] * value / divisor for name, value in sums.items()}
 
