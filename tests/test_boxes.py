@@ -84,3 +84,16 @@ def test_a_chain_is_resolved_greedily_and_the_first_of_equals_wins():
     chain = torch.tensor([[float(2 * i), 0, 2 * i + 10, 10] for i in range(12)])  # neighbours overlap by 2/3
     assert B.nms(chain, torch.linspace(1, 0, 12), threshold=0.5).tolist() == [0, 2, 4, 6, 8, 10]
     assert B.nms(chain[[0, 0, 0]], torch.ones(3)).tolist() == [0]
+
+
+def test_anchors_are_the_medians_of_what_is_alike():
+    groups = torch.tensor([[10.0, 20.0], [40.0, 30.0], [90.0, 100.0]])
+    noise = torch.randn(3, 51, 2, generator=torch.Generator().manual_seed(0))
+    sizes = groups[:, None] + noise
+    anchors, reached = B.cluster_sizes(sizes.flatten(0, 1), 3)
+    assert torch.allclose(anchors, sizes.median(1).values) and reached > 0.9
+    assert reached == pytest.approx(B.shape_iou(sizes.flatten(0, 1), anchors).amax(1).mean().item(), abs=1e-6)
+    assert torch.equal(B.cluster_sizes(sizes.flatten(0, 1), 3)[0], anchors)
+    assert B.cluster_sizes(sizes.flatten(0, 1), 6)[1] > reached > B.cluster_sizes(sizes.flatten(0, 1), 2)[1]
+    with pytest.raises(ValueError, match="anchors need as many boxes"):
+        B.cluster_sizes(sizes[0, :2], 3)
