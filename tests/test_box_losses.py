@@ -1,5 +1,6 @@
 """Losses of detection networks: matching by hand, torchvision's numbers, and gradients of a batch in parts."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -258,11 +259,16 @@ def test_loss_and_gradient_are_finite(name, what):
         assert sum(p.grad.abs().sum() for p in network.parameters()) > 0  # the background is learned
 
 
+@cache
+def small_priors(name: str) -> Priors:
+    network: Any = meta(SMALL[name], 5, layers=GN)
+    return network.priors((64, 64))
+
+
 @pytest.mark.parametrize("box", ["squared", "l1", "smooth_l1", "iou", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("name", SMALL)
 def test_every_box_term_vanishes_on_the_right_box_and_only_there(name, box):
-    network: Any = SMALL[name](5, layers=GN)
-    priors = network.priors((64, 64))
+    priors = small_priors(name)
     targets = torch.tensor([[[12.0, 14, 36, 40, 2, 0]]])
     loss = type(LOSSES[name])(box=box)
     objects = loss.assign(targets, priors).objects[0]
