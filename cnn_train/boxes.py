@@ -120,13 +120,12 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor | None = None, threshold: 
     suppresses = iou(boxes, boxes) > threshold
     if labels is not None:
         suppresses &= labels[order][:, None] == labels[order][None]
-    # As numbers, since a product of a vector and a matrix is several times as fast as any() of a mask.
-    matrix = suppresses.triu(diagonal=1).to(torch.float32)
-    kept = torch.ones(len(order), device=boxes.device)
+    suppresses = suppresses.triu(diagonal=1)
+    kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
     while True:
-        now = (kept @ matrix == 0).to(torch.float32)
+        now = ~(suppresses & kept[:, None]).any(0)
         if torch.equal(now, kept):
-            return order[kept > 0]
+            return order[kept]
         kept = now
 
 
