@@ -89,27 +89,27 @@ def draw_scene(
     digits: Tensor, labels: Tensor, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One scene of 2 to 4 digits (N, 1, 8, 8): image (3, H, W) and label map (H, W)."""
-    image, ground = _draw_ground(size, random)
+    image, ground = draw_ground(size, random)
     label = np.zeros(size, np.uint8)
     shortest = min(size)
     for _ in range(random.integers(2, 5)):
         chosen = random.integers(len(digits))
         side = round(float(random.uniform(0.38, 0.65)) * shortest)
-        strength = _transform(digits[chosen], side, slant=random.uniform(-0.3, 0.3), angle=random.uniform(-0.2, 0.2))
+        strength = draw_digit(digits[chosen], side, slant=random.uniform(-0.3, 0.3), angle=random.uniform(-0.2, 0.2))
         for _ in range(8):  # look for a place that hides little of what is there
             y, x = (int(random.integers(0, extent - side + 1)) for extent in size)
             area = (slice(y, y + side), slice(x, x + side))
             hidden = ((label[area] > 0) & (strength > 0.35)).sum()
             if hidden <= 0.15 * (strength > 0.35).sum():
                 break
-        colour = _contrasting(ground, random)
+        colour = contrasting_colour(ground, random)
         image[:, *area] += np.clip(strength * 1.6 - 0.3, 0, 1) * (colour[:, None, None] - image[:, *area])
         label[area] = np.where(strength > 0.5, labels[chosen] + 1, np.where(strength > 0.2, IGNORE, label[area]))
     image += random.normal(0, 0.03, image.shape)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), label
 
 
-def _draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[NDArray, NDArray]:
+def draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[NDArray, NDArray]:
     """A colour with coarse and fine texture: image (3, H, W) in [0, 1] and the colour (3)."""
     colour = random.uniform(0.15, 0.85, 3)
     image = np.broadcast_to(colour[:, None, None], (3, *size)).copy()
@@ -119,7 +119,7 @@ def _draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[ND
     return image, colour
 
 
-def _contrasting(ground: NDArray, random: np.random.Generator) -> NDArray:
+def contrasting_colour(ground: NDArray, random: np.random.Generator) -> NDArray:
     """A colour (3) at a distance of at least 0.5 from the ground's."""
     while True:
         colour = random.uniform(0, 1, 3)
@@ -127,7 +127,7 @@ def _contrasting(ground: NDArray, random: np.random.Generator) -> NDArray:
             return colour
 
 
-def _transform(digit: Tensor, side: int, slant: float, angle: float) -> NDArray:
+def draw_digit(digit: Tensor, side: int, slant: float, angle: float) -> NDArray:
     """A digit (1, 8, 8) enlarged to (side, side), sheared and turned, as ink between 0 and 1."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = torch.tensor([[[cos, sin + slant, 0.0], [-sin, cos, 0.0]]], dtype=torch.float32)
