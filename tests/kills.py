@@ -123,7 +123,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @contextmanager
 def temporary_directory(path: Path | None) -> Iterator[None]:
-    """Within: TMPDIR is elsewhere."""
+    """Set TMPDIR to another folder inside the block."""
     before = os.environ.get("TMPDIR")
     if path is not None:
         os.environ["TMPDIR"] = str(path)

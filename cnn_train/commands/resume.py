@@ -10,7 +10,7 @@ from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
 from cnn_train.runs.find import find
 
-# What may change in a run that goes on: a setting, or all below one that ends with a dot. Changing anything else would
+# What may change in a resumed run: a setting, or all below one that ends with a dot. Changing anything else would
 # join two different experiments in one run.
 CHANGEABLE = (
     "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
@@ -26,7 +26,7 @@ class Options(OfRun):
         "of a longer run: over its new length, as it was, or anew from here", default="stretch"
     )
     examples = (
-        ("cnn-train resume last", "go on where the newest run was stopped"),
+        ("cnn-train resume last", "continue where the newest run was stopped"),
         ("cnn-train resume last trainer.max_epochs=80 schedule=keep", "train it for longer"),
     )
 
@@ -36,7 +36,7 @@ def run(options: Options) -> int:
     for word in options.settings:
         key = word.partition("=")[0].lstrip("+~")
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
-            error = ConfigError(f"{word}: a run that goes on keeps this; it would be another experiment")
+            error = ConfigError(f"{word}: a resumed run keeps this; it would be another experiment")
             error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {word}")
             raise error
     from cnn_train.config.load import load, recorded_choices

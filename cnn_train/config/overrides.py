@@ -129,7 +129,7 @@ def _takes(parent: DictConfig, name: str) -> bool:
 
 
 def _same_kind(parent: DictConfig, name: str, key: str, value: Any) -> None:
-    """Where no annotation speaks, a number in the YAML asks for a number."""
+    """Without an annotation, a numeric default accepts only numbers."""
     found = signature_of(parent)
     if found is None or name not in parent or OmegaConf.is_interpolation(parent, name):
         return

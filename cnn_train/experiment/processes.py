@@ -150,7 +150,7 @@ def free_port() -> int:
 
 
 def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
-    """Wait for all, or for a first error and then a little for the others; exit codes in the order of their coming."""
+    """Wait for all, or for a first error and then a little for the others; exit codes in the order the processes ended."""
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(ranks) and time.monotonic() < deadline:
@@ -164,7 +164,7 @@ def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
 
 
 def failure(codes: dict[int, int], errors: Sequence[str]) -> BaseException:
-    """The error that the others follow from: one that says what it is before a lost connection, the earliest first."""
+    """The root cause: a process with an error of its own over one that only lost its connection, then the earliest."""
     failed = {rank: code for rank, code in codes.items() if code}
     rank = min(failed, key=lambda rank: (failed[rank] == 1, list(failed).index(rank)))
     code, message = failed[rank], errors[rank]

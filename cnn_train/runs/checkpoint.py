@@ -138,7 +138,7 @@ def _check_sizes(path: Path, state: Any) -> None:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The state that a run goes on from, None if it has saved none; and what to tell if it is not that of last.ckpt."""
+    """The state that a run continues from, None if it has saved none; and a remark if it is not that of last.ckpt."""
     problems = []
     for path in (folder / LAST, folder / PREVIOUS):
         if path.exists():

@@ -31,7 +31,7 @@ PACKAGES = ("cnn-train", "torch", "torchvision", "lightning", "hydra-core", "ome
 
 
 def create(parent: Path) -> Path:
-    """Make `parent/<date>_<time>_<n>`, which no other process got: n counts up until the folder is new."""
+    """Make `parent/<date>_<time>_<n>`, with the first free n; safe when several processes start at once."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
         parent.mkdir(parents=True, exist_ok=True)

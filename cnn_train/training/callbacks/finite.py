@@ -27,7 +27,7 @@ MOST = 10  # steps in a row that may be skipped, and times to go back
 class NotFinite(Callback):
     """At a step whose loss or gradient is not finite: `stop` with DivergedError, `skip` its update, or `rollback`.
 
-    A rollback takes the weights and the whole state of the last checkpoint, and goes on with the batches that follow
+    A rollback takes the weights and the whole state of the last checkpoint, and continues with the batches that follow
     the bad one, as PaLM's training did (Chowdhery et al. 2022, section 5.1). Each such step is run again to name the
     first layer whose output or gradient was not finite; not_finite.json has the samples of its batch.
     """
@@ -70,7 +70,7 @@ class NotFinite(Callback):
         )
 
     def _go_back(self, loop: Loop) -> int | None:
-        """Take the state of the last checkpoint, but go on with the batches that come now; its step."""
+        """Take the state of the last checkpoint, but continue with the batches that come now; its step."""
         state, _ = checkpoint.load_newest(self.folder)
         if state is None:
             return None
