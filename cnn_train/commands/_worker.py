@@ -9,7 +9,7 @@ from cnn_train.config.load import load
 
 
 def run(line: Line) -> int:
-    """`worker DIR [resume=true] [trust=NAME]... [may=KEY]...`: the exit code of the run.
+    """`worker DIR [resume=true] [changed_data=accept] [trust=NAME]... [may=KEY]...`: the exit code of the run.
 
     The config in DIR is checked like any file; `trust` and `may` are what the process that started this one found in
     the config that it had composed or checked.
@@ -24,7 +24,8 @@ def run(line: Line) -> int:
     def train_run() -> None:
         from cnn_train.experiment.train import train
 
-        train(load(folder, trust=words("trust"), may=words("may")), folder, resume)
+        changed = "changed_data=accept" in line.overrides
+        train(load(folder, trust=words("trust"), may=words("may")), folder, resume, changed)
 
     if "LOCAL_RANK" not in os.environ:
         return guarded(train_run, folder=folder)

@@ -25,6 +25,9 @@ class Options(OfRun):
     schedule: Literal["stretch", "keep", "restart"] = option(
         "of a longer run: over its new length, as it was, or anew from here", default="stretch"
     )
+    changed_data: Literal["refuse", "accept"] = option(
+        "samples or classes that are not what they were", default="refuse"
+    )
     examples = (
         ("cnn-train resume last", "continue where the newest run was stopped"),
         ("cnn-train resume last trainer.max_epochs=80 schedule=keep", "train it for longer"),
@@ -51,7 +54,7 @@ def run(options: Options) -> int:
         set_schedule(config, folder, options.schedule, before)
     from cnn_train.experiment.train import train
 
-    train(config, folder, resume=True)
+    train(config, folder, resume=True, changed_data=options.changed_data == "accept")
     return 0
 
 

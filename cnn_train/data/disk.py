@@ -20,6 +20,7 @@ from cnn_train.data.boxes import pack_boxes
 from cnn_train.data.cache import cache_folder, keep, remember
 from cnn_train.data.data import InMemory, Source, channel_histograms, counts, histogram_statistics
 from cnn_train.data.images import Reader, Survey, bring_to_size, look_at
+from cnn_train.data.shm import check_shared_memory
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 
@@ -93,12 +94,15 @@ class OnDisk:
         self, samples: Dataset, indices: Sequence[Tensor], join: Callable[[list[Any]], Any], device: torch.device
     ) -> Iterator[Any]:
         """What workers make of the samples at each index tensor, joined; DataError of the first that fails."""
-        if self.workers:
+        workers = min(self.workers, len(indices))
+        if workers:
+            pixels = self.reader.num_channels * self.size[0] * self.size[1]
+            check_shared_memory(workers, max(map(len, indices)) * pixels)
             import torchvision.transforms.v2  # noqa: F401  here once, not for seconds in each new worker
         loader: Any = DataLoader(
             samples,
             batch_sampler=[index.tolist() for index in indices],
-            num_workers=min(self.workers, len(indices)),
+            num_workers=workers,
             collate_fn=_Joined(join),
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator(),  # so that the global one is not used

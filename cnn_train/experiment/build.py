@@ -13,6 +13,7 @@ from torch import nn
 from cnn_train import __version__
 from cnn_train.config.build import build
 from cnn_train.data.data import Data
+from cnn_train.data.fingerprint import fingerprint
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.callbacks import build_loggers, check_monitors
 from cnn_train.experiment.hardware import Machine
@@ -121,4 +122,5 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
         ),
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
+        "data": fingerprint(data),
     }
