@@ -198,7 +198,7 @@ def test_evaluate_gives_the_runs_own_numbers(tmp_path, capsys):
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
     validation = evaluate(tmp_path / "a", split="val")
     assert validation["val/acc"] == metrics["val/acc"]
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="no run at"):
         evaluate(tmp_path / "nowhere")
 
 
