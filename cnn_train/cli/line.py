@@ -85,7 +85,7 @@ def split(arguments: Sequence[str], verbs: Iterable[str]) -> Line:
         line.verb, *line.words = bare
         if line.verb not in verbs:
             raise unknown_verb(line.verb, line, verbs)
-        if line.words and line.verb in ("train", "sweep"):
+        if line.words and (line.verb == "train" or (line.verb == "sweep" and line.words[0] != "status")):
             raise unknown_verb(line.words[0], line, verbs)
     return line
 

@@ -7,6 +7,8 @@ from typing import Any
 from cnn_train.cli.line import Line
 from cnn_train.errors import ConfigError
 from cnn_train.runs.find import found_runs
+from cnn_train.sweep import start
+from cnn_train.sweep.folder import is_sweep
 
 # What may change in a run that goes on: a setting, or all below one that ends with a dot. All else would make the
 # steps before and after those of two experiments.
@@ -32,6 +34,8 @@ def run(line: Line) -> int:
     folder = Path(run)
     if not folder.is_dir():
         raise ConfigError(f"no run at {folder.absolute()}; {found_runs()}")
+    if is_sweep(folder):
+        return start.resume(folder, [word for word in line.overrides if word not in own], line.config_dir)
     changes = [word for word in line.overrides if word not in own]
     for word in changes:
         key = word.partition("=")[0].lstrip("+~")

@@ -6,12 +6,14 @@ from pathlib import Path
 from cnn_train.cli.guard import guarded
 from cnn_train.cli.line import Line
 from cnn_train.config.load import load
+from cnn_train.sweep import lifeline
 
 
 def run(line: Line) -> int:
     """`worker DIR [resume=true]`: the exit code of the run."""
     from cnn_train.experiment import processes
 
+    lifeline.end_with_sweep()
     folder, resume = Path(line.words[0]), "resume=true" in line.overrides
 
     def train_run() -> None:
