@@ -128,7 +128,7 @@ def begin(call: Callable[[], int], out: Path) -> int:
         sink = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        sys.stdout, sys.stderr = (open(os.dup(number), "w", buffering=1) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         code = guarded(call)

@@ -128,8 +128,10 @@ def test_what_follows_a_failure(worker, tmp_path, policy, expected):
     """Tried once more is what may pass: not an error of the config, nor a loss that diverges to the same bits."""
     code, folder = run(worker, tmp_path, "data.batch_size=7,8,11,3", "sweep.jobs=1", f"sweep.on_failure={policy}")
     assert code == 1 and states(folder) == expected
-    starts = [(folder / name / "log.txt").read_text().count("starts") for name in "0123"]
-    assert starts == ([2, 2, 1, 1] if policy == "retry" else [1, 0, 0, 0])
+    if policy == "retry":
+        assert [(folder / name / "log.txt").read_text().count("starts") for name in "0123"] == [2, 2, 1, 1]
+    else:
+        assert not (folder / "1" / "log.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,44 @@ def test_a_combination_counts_when_all_its_seeds_have_numbers():
     nan = [job(6, ["norm=ln", "seed=0"], 0.0), job(7, ["norm=ln", "seed=1"], float("nan"))]
     winner = best([*lucky, *steady, *failed, *nan], goal)
     assert winner is not None and winner.name == "norm=gn" and winner.mean == 1.5
-    assert best([*failed, lucky[0]], goal).name == "norm=in"
+    assert best([*failed, lucky[0]], goal).name == "norm=bn", "one whose seeds are all done comes first"
+    assert best(failed, goal).name == "norm=in"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["norm=gn"], "nothing to vary"),
+        (["norm=bn,gn", "sweep.jobs=1,2"], "sweep.jobs is one for the whole sweep"),
+        (["norm=bn,gn", "output_dir=a,b"], "output_dir is one for the whole sweep"),
+        (["seed=range(1,3),7"], "has no range"),
+        (["norm=bn,gn", "sweep.metric=val/nothing"], "no job of this sweep has such a metric"),
+        (["norm=bn,gn", "monitor=val/miou"], "no job of this sweep has such a metric"),
+        (["norm=bn,gn", "model=fcn32s", "sweep.metric=val/top5"], "no job of this sweep has such a metric"),
+        (["norm=bn,gn", "resume=DIR"], "a sweep takes resume=auto"),
+        (["sweep=list", "norm=bn,gn", "optimizer.lr=0.1,0.2,0.3"], "lists of one length"),
+        (["optimizer.lr=interval(0.1,1)"], "an interval has no list of values"),
+        (["optimizer.lr=tag(log,interval(0,1))", "sweep=tpe"], "begins above 0"),
+        (["optimizer.lr=interval(1,0)", "sweep=tpe"], "from a smaller to a larger"),
+        (["seed=0,1", "sweep=tpe"], "nothing to draw"),
+    ],
+)
+def test_bad_input_is_told_before_any_job_starts(worker, tmp_path, words, told):
+    with pytest.raises(ConfigError, match=told):
+        start.start([f"output_dir={tmp_path / 'out'}", *words], worker=worker)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_a_sweep_keeps_its_lists_in_the_line_to_try(worker):
+    with pytest.raises(ConfigError, match="Did you mean gn") as caught:
+        start.start(["norm=bn,gnn", "seed=0,1", "sweep.jobs=2"], worker=worker)
+    assert caught.value.__notes__ == [
+        "try: cnn-train -m norm=bn,gn seed=0,1 sweep.jobs=2",
+        "in job 2: norm=gnn seed=0",
+    ]
+    with pytest.raises(ConfigError, match=r"Did you mean optimizer\.lr") as caught:
+        start.start(["norm=bn,gn", "lr=1,2"], worker=worker)
+    assert caught.value.__notes__[0] == "try: cnn-train -m norm=bn,gn optimizer.lr=1,2"
 
 
 def test_jobs_share_the_cores_and_take_one_gpu_each(monkeypatch):

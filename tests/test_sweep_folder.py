@@ -252,9 +252,7 @@ os.environ["STUB_HEALED"] = "1"
 print("codes", code, guarded(lambda: start.resume(folder, worker=worker)))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert "codes 130 0" in done.stdout, done.stdout + done.stderr
     folder = newest(tmp_path / "out")
     assert states(folder) == ["done", "done"] and (folder / "0" / "saved").exists()

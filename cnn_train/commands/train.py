@@ -24,6 +24,8 @@ def run(line: Line) -> int:
     if "--info" in line.flags:
         show_info(config, composer.choices, line)
         return 0
+    if config.sweep.axes:  # an experiment that is a sweep
+        return sweep.run(line)
     if "resume=auto" in line.overrides and (folder := newest_unfinished(config)) is not None:
         return go_on(config, folder)
     from cnn_train.experiment.train import train

@@ -82,6 +82,9 @@ class Planner:
 
     def probe(self) -> None:
         """Check what a sampler may draw: each value of each list, and the ends of each interval."""
+        from cnn_train.sweep.sampling import distributions
+
+        distributions(self.axes)
         first = {key: axis.corners()[0] for key, axis in self.axes.axes.items()}
         for key, axis in self.axes.axes.items():
             for value in axis.corners():

@@ -56,7 +56,7 @@ def train(arguments: Sequence[str], place: Mapping[str, str]) -> None:
     """Run one job in the child: the worker command with the log as its output. Exits with the job's code."""
     system.leave_group()
     system.default_signals()
-    log = os.open(os.path.join(arguments[0], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(os.path.join(arguments[0], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

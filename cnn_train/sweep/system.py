@@ -119,7 +119,7 @@ class Lock:
     """A folder locked against other sweeps until `release`, or until this process dies. Raises EnvError if it is."""
 
     def __init__(self, folder: Path, patience: float = 0.5):
-        self.file: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        self.file: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             deadline = time.monotonic() + patience
             while taken := not _lock(self.file):
