@@ -58,11 +58,11 @@ def test_a_sampler_made_anew_draws_the_same_and_learns():
 
 
 def test_log_draws_are_even_over_decades():
-    drawn = history(sampler("random"), 300, again=False)
+    drawn = history(sampler("random"), 120, again=False)
     decades = [math.floor(math.log10(params["optimizer.lr"])) for params in drawn]
-    assert all(70 < decades.count(decade) < 130 for decade in (-4, -3, -2)), [decades.count(d) for d in (-4, -3, -2)]
-    plain = history(sampler("random", "optimizer.lr=interval(1e-4,1e-1)"), 100, again=False)
-    assert sum(params["optimizer.lr"] > 0.01 for params in plain) > 80
+    assert all(25 < decades.count(decade) < 56 for decade in (-4, -3, -2)), [decades.count(d) for d in (-4, -3, -2)]
+    plain = history(sampler("random", "optimizer.lr=interval(1e-4,1e-1)"), 60, again=False)
+    assert sum(params["optimizer.lr"] > 0.01 for params in plain) > 46
 
 
 def test_seeds_repeat_each_draw(worker, tmp_path):
@@ -74,7 +74,7 @@ def test_seeds_repeat_each_draw(worker, tmp_path):
     assert len({record["changes"][0] for record in found}) == 2
     assert start.resume(folder, ["sweep.trials=3"], worker=worker) == 0
     assert len(records(folder)) == 6
-    with pytest.raises(ConfigError, match="sweep.trials=N draws more"):
+    with pytest.raises(ConfigError, match=r"sweep\.trials=N draws more"):
         start.resume(folder, ["norm=bn,gn"], worker=worker)
 
 
@@ -111,8 +111,8 @@ def tpe_with_kills(worker: list[str], out: Path, trials: int, kills: int) -> lis
 
 
 def test_kills_change_no_draw(worker, tmp_path):
-    undisturbed = tpe_with_kills(worker, tmp_path / "a", 6, 0)
-    assert tpe_with_kills(worker, tmp_path / "b", 6, 2) == undisturbed
+    undisturbed = tpe_with_kills(worker, tmp_path / "a", 5, 0)
+    assert tpe_with_kills(worker, tmp_path / "b", 5, 2) == undisturbed
 
 
 @pytest.mark.slow
@@ -139,12 +139,15 @@ def curve(folder: Path, values: list[float]) -> Path:
     return folder
 
 
-def runs(tmp_path: Path, ends: list[tuple[str, float]], epochs: int = 9) -> list[Job]:
-    """Jobs in these states whose curves rise to these values, those that run up to a third."""
+def runs(tmp_path: Path, ends: list[tuple[str, float]], epochs: int = 9, falls: bool = False) -> list[Job]:
+    """Jobs in these states whose curves rise (or fall) to these values, those that run up to a third."""
     jobs = []
     for number, (state, value) in enumerate(ends):
         known = epochs if state == "done" else epochs // 3
-        folder = curve(tmp_path / str(number), [value * epoch / epochs for epoch in range(1, known + 1)])
+        folder = curve(
+            tmp_path / str(number),
+            [value * (2 - epoch / epochs if falls else epoch / epochs) for epoch in range(1, known + 1)],
+        )
         jobs.append(Job(number, [f"norm={number}"], [], state=state, folder=folder, epochs=epochs))
     return jobs
 
@@ -154,9 +157,14 @@ def test_the_median_ends_what_falls_behind(tmp_path):
     assert [(job.number, reason) for job, reason in Pruner("median", MOST, 9).to_prune(jobs)] == [
         (3, "median: val/acc 0.1667 at epoch 3, the median of 3 others is 0.2000")
     ]
-    least = Objective("val/acc", most=False)
-    assert [job.number for job, _ in Pruner("median", least, 9).to_prune(jobs)] == [4]
     assert Pruner("median", MOST, 9).to_prune(jobs[:1] + jobs[3:]) == [], "too few to compare with"
+
+
+def test_where_less_is_better_the_median_ends_what_is_above(tmp_path):
+    ends = [("done", 0.9), ("done", 0.6), ("done", 0.3), ("running", 0.5), ("running", 0.7)]
+    least = Objective("val/acc", most=False)
+    jobs = runs(tmp_path, ends, falls=True)
+    assert [job.number for job, _ in Pruner("median", least, 9).to_prune(jobs)] == [4]
 
 
 def test_hyperband_keeps_the_best_third(tmp_path):

@@ -81,6 +81,11 @@ class Job:
         elif self.state == "running" and not owned and run_folder.is_free(self.folder):
             self.state = "stopped"
 
+    def settle(self) -> None:
+        """Write down what became of the job while no sweep was there to do so."""
+        if self.folder.is_dir() and read_json(self.folder / RECORD).get("state") != self.state:
+            self.save()
+
 
 def from_record(record: dict[str, Any], folder: Path) -> Job:
     """A job of a sweep's folder by its record. Raises KeyError, TypeError or ValueError for one that is damaged."""

@@ -13,7 +13,7 @@ from cnn_train.sweep.workers import LOST, Starter, Worker
 
 GRACE = 20.0  # seconds that a stopped job has to save its state
 POLL = 0.02  # seconds between two looks at the jobs
-WATCH = 1.0  # seconds between two looks at their curves
+WATCH = 0.3  # seconds between two looks at their curves
 AGAIN = 2  # tries of a job under sweep.on_failure=retry
 SAME_AGAIN = (2, 5)  # exit codes that a new try would end with again: config, diverged
 
@@ -161,6 +161,7 @@ class Runner:
         if job.state == "stopped":
             job.state = "waiting"
         if job.state != "running":
+            job.save()
             self.show.changed(job)
 
     def prune(self) -> None:

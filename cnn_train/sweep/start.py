@@ -78,8 +78,9 @@ def resume(
         book = Book(sweep, settings, typed, config_dir or sweep.config_dir)
         if added:
             book.grow(added)
-        again = sweep.unfinished()
-        for job in again:
+        for job in sweep.jobs:
+            job.settle()
+        for job in sweep.unfinished():
             book.check(job)
             if job.state in ("failed", "stopped"):
                 job.state, job.tries = "waiting", 0
