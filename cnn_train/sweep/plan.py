@@ -145,7 +145,7 @@ def plan(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
 def digest(config: DictConfig) -> str:
     """Equal for configs that train the same: what concerns only the sweep and the place of the folder is left out."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    for name in ("sweep", "output_dir"):
+    for name in ("sweep", "output_dir", "settings", "config_dir"):
         plain.pop(name, None)
     plain.get("choices", {}).pop("sweep", None)
     return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
