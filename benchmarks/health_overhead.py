@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from cnn_train.config.compose import compose
-from cnn_train.experiment.build import build_callbacks, build_task
+from cnn_train.experiment.build import prepare
+from cnn_train.experiment.callbacks import build_callbacks
+from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.network import build_network_and_data
-from cnn_train.experiment.trainer import build_trainer, quiet_libraries
-from cnn_train.tasks.task import Task
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.training.callbacks.checkpoints import Checkpoints
 from cnn_train.training.callbacks.health import Health
+from cnn_train.training.loop import Callback, Loop
 
 PAIRS = {"lenet5": 30, "resnet20": 3}
 
@@ -35,17 +36,17 @@ class Alternate(Callback):
         self.times: list[float] = []
         self.begin = time.perf_counter()
 
-    def on_step(self, task: Task) -> None:
-        block, place = divmod(task.progress.step - 1, self.health.every)
+    def on_step(self, loop: Loop) -> None:
+        block, place = divmod(loop.progress.step - 1, self.health.every)
         if is_on(block):
-            self.health.on_step(task)
+            self.health.on_step(loop)
         if place == self.health.every - 1:
             now = time.perf_counter()
             self.times.append(now - self.begin)
             self.begin = now
 
-    def on_epoch_end(self, task: Task) -> None:
-        self.health.on_epoch_end(task)  # does nothing if no step of the epoch was looked at
+    def on_epoch_end(self, loop: Loop) -> None:
+        self.health.on_epoch_end(loop)  # does nothing if no step of the epoch was looked at
 
 
 def is_on(block: int) -> bool:
@@ -59,15 +60,15 @@ def measure(model: str) -> tuple[float, float]:
     cfg = compose([f"model={model}", "data=digits", "callbacks=health", *quiet])
     every = cfg.callbacks.health.every
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        network, data = build_network_and_data(cfg)
+        _, data = build_network_and_data(cfg)
         cfg.trainer.max_epochs = -(-blocks * every // (data.size("train") // data.batch_size))
-        task = build_task(cfg, network, data)
-        build_callbacks(cfg, task, Path(folder))
-        health = next(callback for callback in task.callbacks if isinstance(callback, Health))
-        alternate = Alternate(health)
+        machine = Machine.of(cfg.trainer)
+        callbacks = build_callbacks(cfg, machine)
+        alternate = Alternate(next(callback for callback in callbacks if isinstance(callback, Health)))
         # Writing checkpoints takes as long as the disk likes.
-        task.callbacks = [c for c in task.callbacks if not isinstance(c, Checkpoints | Health)] + [alternate]
-        build_trainer(cfg, Path(folder)).fit(task)
+        others = [c for c in callbacks if not isinstance(c, Checkpoints | Health)]
+        experiment = prepare(cfg, machine, Path(folder), [*others, alternate])
+        experiment.trainer.fit(experiment.loop)
     times = alternate.times[2:blocks]
     pairs = [
         (a, b) if is_on(first) else (b, a)

@@ -114,13 +114,15 @@ def one_run(settings: list[str]) -> dict[str, float]:
     from cnn_train.experiment.build import build_task
     from cnn_train.experiment.network import build_network_and_data
     from cnn_train.experiment.train import train
+    from cnn_train.training.recipe import Recipe
+    from cnn_train.training.update import make_optimizer
 
     cfg = compose(settings)
     metrics = train(cfg)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     network, data = build_network_and_data(cfg)
-    task = build_task(cfg, network, data)
-    optimizer = task.configure_optimizers()
+    task = build_task(cfg, data, getattr(network, "aux_weight", 0.0))
+    optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
     batch = next(data.train_batches(0, device=torch.device("cpu")))
     seconds = []
     for _ in range(8):

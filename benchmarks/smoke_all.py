@@ -21,16 +21,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnn_train.config.choices import Choices
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-    from torch import nn
-
-    from cnn_train.data.data import Data
-    from cnn_train.tasks.task import Task
+    from cnn_train.training.loop import Loop
 
 LIBRARIES = {"timm": "model.name=resnet18", "torchvision": "model.name=resnet18"}
 
@@ -50,20 +46,20 @@ class Result:
 def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> None:
     """One run, in the child; tells parameters and losses, or the error's last line."""
     from cnn_train.config.compose import compose
-    from cnn_train.experiment.build import build_task
+    from cnn_train.experiment import build
     from cnn_train.experiment.results import smoke_losses
     from cnn_train.experiment.train import train
 
     result = Result(model)
-    tasks: list[Task] = []
-    build_task = build_task
+    loops: list[Loop] = []
+    build_loop = build.build_loop
 
-    def watched(cfg: "DictConfig", network: "nn.Module", data: "Data") -> "Task":
-        """The task holds the losses, whether or not the run then fails."""
-        tasks.append(build_task(cfg, network, data))
-        return tasks[0]
+    def watched(*arguments: Any, **options: Any) -> "Loop":
+        """The loop holds the losses, whether or not the run then fails."""
+        loops.append(build_loop(*arguments, **options))
+        return loops[0]
 
-    build_task = watched
+    build.build_loop = watched
     log = (folder / f"{model}.log").open("w", encoding="utf-8")
     start = time.monotonic()
     try:
@@ -80,10 +76,10 @@ def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> 
     finally:
         log.close()
     result.seconds = time.monotonic() - start
-    if tasks:
-        result.parameters = sum(p.numel() for p in tasks[0].network.parameters())
-        if tasks[0].step_losses:
-            result.first, result.last = smoke_losses(tasks[0])
+    if loops:
+        result.parameters = sum(p.numel() for p in loops[0].network.parameters())
+        if loops[0].curve.losses:
+            result.first, result.last = smoke_losses(loops[0])
     sender.send(result)
     sender.close()
 

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cnn_train.config.build import build, build_layers
 from cnn_train.config.compose import compose
-from cnn_train.experiment.build import build_callbacks, build_task
-from cnn_train.experiment.network import build_network_and_data
-from cnn_train.experiment.trainer import build_trainer, quiet_libraries
-from cnn_train.tasks.task import Task
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.experiment.build import prepare
+from cnn_train.experiment.callbacks import build_callbacks
+from cnn_train.experiment.hardware import Machine
+from cnn_train.experiment.trainer import quiet_libraries
+from cnn_train.training.loop import Callback, Loop
 
 EPOCHS = {"lenet5": 40, "resnet18": 6}
 
@@ -31,7 +31,11 @@ EPOCHS = {"lenet5": 40, "resnet18": 6}
 class Alternate(Callback):
     """Times our steps of an epoch, then runs and times an epoch of the plain loop."""
 
-    def __init__(self, cfg, data):
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def on_train_start(self, trainer, loop):
+        cfg, data = self.cfg, loop.data
         self.network = build(
             cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=build_layers(cfg)
         )
@@ -44,10 +48,10 @@ class Alternate(Callback):
         self.theirs: list[float] = []
         self.times: list[float] = []
 
-    def on_step(self, task: Task) -> None:
+    def on_step(self, loop: Loop) -> None:
         self.times.append(time.perf_counter())
 
-    def on_epoch_end(self, task: Task) -> None:
+    def on_epoch_end(self, loop: Loop) -> None:
         self.ours.append(per_step(self.times))
         self.times = []
         times = []
@@ -73,12 +77,9 @@ def measure(model: str) -> tuple[float, float, float]:
         [f"model={model}", "data=digits", "augment=none", f"trainer.max_epochs={epochs}", "trainer.eval_every=1000"]
     )
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        network, data = build_network_and_data(cfg)
-        task = build_task(cfg, network, data)
-        build_callbacks(cfg, task, Path(folder))
-        alternate = Alternate(cfg, data)
-        task.callbacks.append(alternate)
-        build_trainer(cfg, Path(folder)).fit(task)
+        machine, alternate = Machine.of(cfg.trainer), Alternate(cfg)
+        experiment = prepare(cfg, machine, Path(folder), [*build_callbacks(cfg, machine), alternate])
+        experiment.trainer.fit(experiment.loop)
     ours, theirs = alternate.ours[1:], alternate.theirs[1:]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), statistics.median(ratios)

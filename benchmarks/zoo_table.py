@@ -21,15 +21,11 @@ from cnn_train.analysis.graph import Graph
 from cnn_train.config.build import build, build_layers
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
+from cnn_train.inspection.subject import facts, published
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 BEGIN, END = "<!-- tables: benchmarks/zoo_table.py --write -->", "<!-- end of tables -->"
 LIBRARIES = {"timm", "torchvision"}
-
-# Classes and image size of the data that each kind of network was published on; others 1000 classes at 224 pixels.
-SMALL = {"lenet5": 32, "lstm": 28}
-NATIVE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception", "xception41", "xception65", "xception71"}
-VOC_CLASSES, VOC_SIZE = 21, 513
 
 # Top-1 error (segmentation: mean IoU) in percent as the authors published it, on what, and where: a table or figure of
 # the paper in the same row, or their release. Of one model and one view of each image, unless it says otherwise.
@@ -113,20 +109,20 @@ def models() -> list[str]:
 
 def describe(model: str) -> Row:
     """Build and follow one network."""
+    choices = Choices.find()
     # FCN's YAML has the form for small images.
     cfg = compose([f"model={model}", *(["model.pad_input=true"] if re.fullmatch(r"fcn\d+s", model) else [])])
-    module_name, _, name = cfg.model._target_.rpartition(".")
+    module_name = cfg.model._target_.rpartition(".")[0]
     module = importlib.import_module(module_name)
     segments = ".segmentation." in module_name
-    title = Choices.find().describe("model", model)
+    title = choices.describe("model", model)
     paper, year = reference(inspect.getdoc(module) or "", title)
-    default = inspect.signature(getattr(module, name)).parameters
-    channels = default["in_channels"].default if "in_channels" in default else 3
-    num_classes = VOC_CLASSES if segments else default["num_classes"].default
+    num_classes, channels, size = published(cfg, choices)
+    if segments:  # all of them by the same data
+        voc = facts(choices, "data", "voc")
+        num_classes, size = voc["num_classes"], voc["image_size"]
     with torch.device("meta"):
         network = build(cfg.model, num_classes=num_classes, in_channels=channels, layers=build_layers(cfg))
-    usual = 299 if model in NATIVE else 32 if num_classes == 10 else 224
-    size = VOC_SIZE if segments else SMALL.get(model, usual)
     graph = trace(network, (channels, size, size))
     return Row(
         model=model,
@@ -138,7 +134,7 @@ def describe(model: str) -> Row:
         parameters=graph.parameters,
         multiply_adds=graph.multiply_adds,
         receptive_field=last_field(graph),
-        published=published(model),
+        published=published_error(model),
     )
 
 
@@ -172,7 +168,7 @@ def last_field(graph: Graph) -> int | None:
     return maps[-1].local_receptive_field[0] if maps and maps[-1].local_receptive_field else None
 
 
-def published(model: str) -> tuple[str, str]:
+def published_error(model: str) -> tuple[str, str]:
     """Top-1 error or mean IoU in percent and where it stands; where only torchvision has one, its first weights'."""
     from torchvision.models import get_model_weights, list_models
 

@@ -91,6 +91,8 @@ def difference(folder: Path, other: Path) -> str:
 
 
 def unequal(a: object, b: object, path: str) -> str:
+    if path.endswith("/Cost"):  # seconds
+        return ""
     if isinstance(a, torch.Tensor):
         return "" if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else path
     if isinstance(a, dict):

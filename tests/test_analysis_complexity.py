@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_train.analysis import trace, training_memory
+from cnn_train.analysis import diagnose, trace, training_memory
 
 
 def check_counts(net: nn.Module, size: tuple[int, int, int]) -> None:
@@ -216,14 +216,14 @@ def test_recurrent_layers() -> None:
 
 
 def kinds(net: nn.Module, size: tuple[int, int, int]) -> list[str]:
-    return [finding.kind for finding in trace(net, size).findings()]
+    return [finding.kind for finding in diagnose(trace(net, size))]
 
 
 def test_gridding() -> None:
     def stack(*dilations: int) -> nn.Module:
         return nn.Sequential(*[nn.Conv2d(1, 1, 3, padding=d, dilation=d) for d in dilations])
 
-    (found,) = trace(stack(2, 2, 2), (1, 13, 13)).findings()
+    (found,) = diagnose(trace(stack(2, 2, 2), (1, 13, 13)))
     # 7 x 7 of 13 x 13 positions are read.
     assert found.kind == "gridding" and f"{1 - 49 / 169:.0%}" in found.message
     assert found.mask is not None and int(found.mask.sum()) == 49
@@ -240,7 +240,7 @@ def test_field_smaller_and_far_larger() -> None:
 
 def test_strides_that_outrun_kernels() -> None:
     main = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 1, 2), nn.Conv2d(1, 1, 3))
-    (found,) = [f for f in trace(main, (1, 8, 8)).findings() if f.kind == "stride-outruns-kernel"]
+    (found,) = [f for f in diagnose(trace(main, (1, 8, 8))) if f.kind == "stride-outruns-kernel"]
     assert found.layer == "1" and "75%" in found.message
     # The 1x1 shortcut of a residual block skips positions that the 3x3 beside it reads.
     assert "stride-outruns-kernel" not in kinds(build("resnet18"), (3, 224, 224))
@@ -257,7 +257,7 @@ def test_norms_over_one_value() -> None:
     with pytest.raises(ValueError, match="at layer '1': Expected more than 1 value per channel"):
         trace(nn.Sequential(nn.Conv2d(1, 4, 8), nn.GroupNorm(4, 4)), (1, 8, 8))
     net = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4))
-    (found,) = trace(net, (1, 8, 8)).findings()
+    (found,) = diagnose(trace(net, (1, 8, 8)))
     assert found.layer == "1" and "one image per batch" in found.message
     assert kinds(nn.Sequential(nn.Conv2d(1, 4, 8), nn.GroupNorm(1, 4)), (1, 8, 8)) == []
 

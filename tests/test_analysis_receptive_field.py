@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, reject, settings
 from hypothesis import strategies as st
+from probe import probe, probe_places
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_train.analysis import Graph, LayerRow, probe, probe_places, receptive_field, trace
+from cnn_train.analysis import Graph, LayerRow, diagnose, receptive_field, trace
 
 
 def torchvision_net(name: str) -> nn.Module:
@@ -240,7 +241,7 @@ def test_misaligned_branches_are_found() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([self.a(x), F.pad(self.b(x), (0, 4 - 2 * self.b.padding[0]) * 2)], 1)
 
-    kinds = [[f.kind for f in trace(Branches(p), (3, 5, 5)).findings()] for p in (2, 1)]
+    kinds = [[f.kind for f in diagnose(trace(Branches(p), (3, 5, 5)))] for p in (2, 1)]
     assert kinds == [[], ["misaligned"]]
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from probe import Measured, probe_places
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_train.analysis import Graph, Measured, probe_places, trace
+from cnn_train.analysis import Graph, trace
 from cnn_train.config.compose import compose
-from cnn_train.inspect_network import Stage, Subject, describe, stages
+from cnn_train.inspection.examine import Stage, stages
+from cnn_train.inspection.subject import Subject, describe
 
 CONF = Path(__file__).parents[1] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -129,3 +131,11 @@ def is_the_tables_field(graph: Graph, stage: Stage, measured: Measured) -> bool:
     assert (measured.rows, measured.columns)[axis] == (low, high), stage
     assert high - low + 1 == stage.receptive_field[axis] or sight.local.low[1:], stage
     return True
+
+
+def test_an_encoder_is_followed_at_its_output_stride_of_evaluation_and_left_at_that_of_training() -> None:
+    net = subject("deeplabv3plus").network
+    strided = {name: m.stride for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    coarsest = max(stage.stride for stage in stages(trace(net, (3, 129, 129))))
+    assert net.training and coarsest == 8  # `output_stride` is 16, `eval_output_stride` 8
+    assert strided == {name: m.stride for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}

@@ -16,11 +16,11 @@ from kills import begin, difference, end, leftovers, prepare, unequal, whole
 
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
-from cnn_train.experiment.build import build_callbacks
+from cnn_train.experiment.callbacks import build_callbacks
 from cnn_train.experiment.network import build_network_and_data
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback
 
 SHORT = ("trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none", "logger=none")
 
@@ -157,10 +157,10 @@ def test_a_run_on_a_full_disk_ends_with_4_and_goes_on_when_there_is_room(tmp_pat
 
         on_step = Checkpoints.on_step
 
-        def smaller(self, task):
-            if task.progress.step == 7:
+        def smaller(self, loop):
+            if loop.progress.step == 7:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-            on_step(self, task)
+            on_step(self, loop)
 
         Checkpoints.on_step = smaller
         import signal
@@ -202,8 +202,8 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_used(tmp_path, capsy
     run(tmp_path / "reference", *options)
 
     class Stop(Callback):
-        def on_step(self, task):
-            if task.progress.step == 7:
+        def on_step(self, loop):
+            if loop.progress.step == 7:
                 raise KeyError("stop")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):
@@ -224,12 +224,10 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_used(tmp_path, capsy
 def with_callback(patch: pytest.MonkeyPatch, callback: Callback) -> None:
     build = build_callbacks
 
-    def with_one_more(cfg, task, folder):
-        callbacks = build(cfg, task, folder)
-        task.callbacks.append(callback)
-        return callbacks
+    def with_one_more(cfg, machine):
+        return [*build(cfg, machine), callback]
 
-    patch.setattr("cnn_train.experiment.build.build_callbacks", with_one_more)
+    patch.setattr("cnn_train.experiment.fit.build_callbacks", with_one_more)
 
 
 def difference_of_weights(a: Path, b: Path) -> str:
@@ -291,13 +289,13 @@ class Poison(Callback):
     def __init__(self, step: int, name: str = "fc2.weight"):
         self.step, self.name = step, name
 
-    def on_step(self, task):
-        if task.progress.step == self.step:
-            self.task = task
-            task.network.get_submodule(self.name.rpartition(".")[0]).register_forward_hook(self.spoil)
+    def on_step(self, loop):
+        if loop.progress.step == self.step:
+            self.loop = loop
+            loop.network.get_submodule(self.name.rpartition(".")[0]).register_forward_hook(self.spoil)
 
     def spoil(self, module, inputs, output):
-        return output * math.nan if module.training and self.task.progress.step == self.step else output
+        return output * math.nan if module.training and self.loop.progress.step == self.step else output
 
 
 def test_not_finite_stops_before_the_update_and_names_layer_and_samples(tmp_path, monkeypatch):
@@ -323,13 +321,13 @@ def test_a_fused_optimizer_leaves_the_weights_alone_until_the_step_is_found(tmp_
     seen = {}
 
     class AsOnGPU(Poison):
-        def on_fit_start(self, task):
-            assert task._poison is None
-            task._poison = torch.zeros(())
+        def on_train_start(self, trainer, loop):
+            assert loop.update.poison is None
+            loop.update.poison = torch.zeros(())
 
-        def on_step(self, task):
-            super().on_step(task)
-            seen[task.progress.step] = {name: p.detach().clone() for name, p in task.network.named_parameters()}
+        def on_step(self, loop):
+            super().on_step(loop)
+            seen[loop.progress.step] = {name: p.detach().clone() for name, p in loop.network.named_parameters()}
 
     with_callback(monkeypatch, AsOnGPU(4))
     options = [f"optimizer={optimizer}", "optimizer.fused=true", "trainer.limit_batches=12", "trainer.log_every=9"]
@@ -344,13 +342,17 @@ def test_a_fused_optimizer_leaves_the_weights_alone_until_the_step_is_found(tmp_
 def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(tmp_path, monkeypatch):
     """The square root's slope at 0 is infinite, its value is not."""
     from cnn_train.tasks.task import Task
+    from cnn_train.training.loop import Loop
 
-    total_loss = Task.total_loss
+    total_loss, step = Task.total_loss, Loop.step
+    loops = []
 
     def rooted(self, outputs, targets):
         loss = total_loss(self, outputs, targets)
-        return loss + (self.network.fc1.bias * 0).sum().sqrt() if self.progress.step == 2 else loss
+        loop = loops[-1]
+        return loss + (loop.network.fc1.bias * 0).sum().sqrt() if loop.progress.step == 2 else loss
 
+    monkeypatch.setattr(Loop, "step", lambda self, batch: loops.append(self) or step(self, batch))
     monkeypatch.setattr(Task, "total_loss", rooted)
     with pytest.raises(
         DivergedError, match=r"diverged at step 3 .*loss \d.*gradient norm nan.*the gradient of fc1\.bias"
@@ -361,7 +363,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(tmp_path, mon
 def test_skip_leaves_out_the_update_and_nothing_else(tmp_path, monkeypatch, caplog):
     """A skipped step 3 is a run whose third update is not made: weights, optimizer and running statistics."""
     options = ["norm=bn", "trainer.on_nan=skip", "optimizer=momentum", "scheduler=constant"]
-    from cnn_train.tasks.task import Task
+    from cnn_train.training.loop import Loop
 
     with monkeypatch.context() as patch:
         with_callback(patch, Poison(2, "fc2.weight"))
@@ -370,16 +372,16 @@ def test_skip_leaves_out_the_update_and_nothing_else(tmp_path, monkeypatch, capl
     assert "step 3 skipped: first not finite: the output of fc2" in caplog.text
     assert math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])
 
-    train_batch = Task._train_batch
+    step = Loop.step
 
     def without_third(self, batch):
         if self.progress.step == 2:
             self.progress.step += 1
-            return
-        train_batch(self, batch)
+            return torch.zeros(())
+        return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Task, "_train_batch", without_third)
+        patch.setattr(Loop, "step", without_third)
         run(tmp_path / "b", *options)
     assert difference_of_weights(tmp_path / "a", tmp_path / "b") == ""
 
@@ -418,14 +420,16 @@ def test_a_loss_that_explodes_or_stands_still_is_warned_of_once(losses, told, ca
 
     from cnn_train.training.callbacks.finite import LossWatch
 
-    task = SimpleNamespace(
-        step_losses=[], progress=SimpleNamespace(step=0, epoch=2), trainer=SimpleNamespace(is_global_zero=True)
+    loop = SimpleNamespace(
+        curve=SimpleNamespace(losses=[]),
+        progress=SimpleNamespace(step=0, epoch=2),
+        trainer=SimpleNamespace(is_global_zero=True),
     )
     watch = LossWatch()
     with caplog.at_level(logging.WARNING):
         for loss in losses:
-            task.step_losses += [loss] * 3
-            watch.on_step(task)
+            loop.curve.losses += [loss] * 3
+            watch.on_step(loop)
     assert [told in record.getMessage() for record in caplog.records] == ([True] if told else [])
 
 

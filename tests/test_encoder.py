@@ -17,6 +17,7 @@ from cnn_train.models.segmentation.deeplab_v3 import deeplabv3
 from cnn_train.models.segmentation.fcn import fcn16s
 from cnn_train.models.segmentation.unet import unet, unet_encoder
 from cnn_train.models.weights import fold, load_weights
+from cnn_train.runs.checkpoint import weights
 
 
 class Plain(nn.Module):
@@ -253,7 +254,7 @@ def test_an_encoder_takes_the_weights_of_its_network(tmp_path, capsys, channels,
     torch.save(pretrained.state_dict(), tmp_path / "resnet18.pth")
     layers = LayerFactory(norm_layer=norm)
     network = deeplabv3(5, in_channels=channels, encoder_widths=[4, 8, 8, 8], aspp_channels=8, layers=layers).double()
-    load_weights(network, tmp_path / "resnet18.pth")
+    load_weights(network, weights(tmp_path / "resnet18.pth"), tmp_path / "resnet18.pth")
     told = capsys.readouterr().err
     assert ("conv1.weight is folded from 3" in told) == (channels != 3)
     assert "start fresh (classifier.0" in told
@@ -269,7 +270,7 @@ def test_vggs_dense_layers_become_convolutions(tmp_path):
     vgg = builder("vgg16")(7, width=2).eval()
     torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
     network = fcn16s(7, width=2, pad_input=False).eval()
-    load_weights(network, tmp_path / "vgg16.pth")
+    load_weights(network, weights(tmp_path / "vgg16.pth"), tmp_path / "vgg16.pth")
     images = torch.randn(2, 3, 224, 224)
     seen: list[Tensor] = []
     network.act7.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 3, 3]))
@@ -286,19 +287,19 @@ def test_densenets_published_names_are_understood_and_strangers_refused(tmp_path
     assert any("denselayer1.norm.1.weight" in name for name in published)
     torch.save(published, tmp_path / "densenet.pth")
     other = unet_encoder(3, encoder="densenet_bc_100_12", decoder_channels=(4, 4, 4))
-    load_weights(other, tmp_path / "densenet.pth")
+    load_weights(other, weights(tmp_path / "densenet.pth"), tmp_path / "densenet.pth")
     for name, value in other.backbone.state_dict().items():
         assert torch.equal(value, encoder[f"features.{name}"]), name
     with pytest.raises(ConfigError, match="holds no weight of this network; it begins with 'features"):
-        load_weights(unet(3, width=2), tmp_path / "densenet.pth")
+        load_weights(unet(3, width=2), weights(tmp_path / "densenet.pth"), tmp_path / "densenet.pth")
 
 
 def test_weights_of_a_run_are_those_that_it_evaluates(tmp_path):
     network = nn.Linear(2, 2)
     raw = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
     torch.save({"network": raw, "ema": {"steps": 1, "averages": {"weight": torch.ones(2, 2)}}}, tmp_path / "averaged")
-    load_weights(network, tmp_path / "averaged")
+    load_weights(network, weights(tmp_path / "averaged"), tmp_path / "averaged")
     assert torch.equal(network.weight, torch.ones(2, 2)) and not network.bias.any()
     torch.save({"network": raw, "ema": None}, tmp_path / "raw")
-    load_weights(network, tmp_path / "raw")
+    load_weights(network, weights(tmp_path / "raw"), tmp_path / "raw")
     assert not network.weight.any()

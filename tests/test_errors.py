@@ -142,6 +142,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.12 GiB is free."
 )
 
+MISTAKE = IndexError("list index out of range")
 SITUATIONS = [
     Situation("Unknown option", "--mutlirun norm=bn,gn", 2, "Did you mean --multirun?"),
     Situation("Unknown choice of a group", "model=resnt", 2, "Did you mean resnet18?"),
@@ -181,7 +182,7 @@ SITUATIONS = [
     Situation("Interrupted", TINY, 130, "cnn-train resume", patched=patched(interrupting(signal.SIGINT))),
     Situation("Terminated", TINY, 143, "cnn-train resume", patched=patched(interrupting(signal.SIGTERM))),
     Situation("A mistake of ours", "", 1, "traceback:",
-              patched=patched(mock.patch("cnn_train.commands.train.run", raising(IndexError("index out of range"))))),
+              patched=patched(mock.patch("cnn_train.commands.train.run", raising(MISTAKE)))),
 ]  # fmt: skip
 
 

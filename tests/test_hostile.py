@@ -25,7 +25,7 @@ from cnn_train.__main__ import main
 from cnn_train.cli.guard import guarded
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
-from cnn_train.data.files import read_image
+from cnn_train.data.images import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
 from cnn_train.runs import checkpoint, secrets
 from cnn_train.runs import folder as run_folder
@@ -347,7 +347,7 @@ def test_what_is_masked(text, masked):
 def test_ten_runs_started_at_once_have_ten_folders(tmp_path):
     """From ten processes that wait for the same moment; ten complete results are the slow test's."""
     script = (
-        "import sys, time; from pathlib import Path; from cnn_train.run_folder import create;"
+        "import sys, time; from pathlib import Path; from cnn_train.runs.folder import create;"
         "time.sleep(max(float(sys.argv[2]) - time.time(), 0)); print(create(Path(sys.argv[1])))"
     )
     import time

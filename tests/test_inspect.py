@@ -16,14 +16,18 @@ from torch import nn
 
 from cnn_train.__main__ import main
 from cnn_train.analysis import trace
+from cnn_train.analysis.attribution import deconvnet, excitations, grad_cam
 from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.cli.line import split
+from cnn_train.commands import COMMANDS
+from cnn_train.commands.inspect import read_options
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
-from cnn_train.inspect_network import describe, optimizer_slots, read_options, stages
-from cnn_train.inspect_pictures import deconvnet, excitations, grad_cam, trained
+from cnn_train.inspection.examine import optimizer_slots, stages
+from cnn_train.inspection.images import trained
+from cnn_train.inspection.subject import describe
 from cnn_train.training.callbacks.health import Health
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -82,6 +86,22 @@ def test_the_networks_own_classes_channels_and_size_or_the_datas(capsys):
 def test_public_data_need_not_be_on_disk(capsys, data, num_classes, size):
     found = facts(capsys, "model=nin", f"data={data}", "data.root=nowhere")
     assert (found["num_classes"], found["input_size"]) == (num_classes, size)
+
+
+def test_facts_of_ones_own_yaml_are_read(tmp_path, capsys):
+    for group in ("data", "model"):
+        (tmp_path / group).mkdir()
+    numbers = "{num_classes: 7, in_channels: 2, image_size: 48}"
+    (tmp_path / "data" / "mine.yaml").write_text(f"_target_: cnn_train.data.folder.folder\npublished: {numbers}\n")
+    own = ("--config-dir", str(tmp_path))
+    found = facts(capsys, "model=resnet18", "data=mine", *own)
+    assert (found["num_classes"], found["input_size"]) == (7, [2, 48, 48])
+    mine, target = tmp_path / "model" / "mine.yaml", "_target_: cnn_train.models.classification.resnet.resnet18\n"
+    mine.write_text(f"# facts: image_size=96\n{target}")
+    assert facts(capsys, "model=mine", *own)["input_size"] == [3, 96, 96]
+    mine.write_text(f"# facts: image_size=large\n{target}")
+    assert main(["inspect", "model=mine", *own]) == 2
+    assert "facts are whole numbers" in capsys.readouterr().err
 
 
 def test_formats_hold_the_same_rows(capsys):
@@ -163,7 +183,7 @@ def test_no_weights_are_allocated(init):
 )
 def test_options_are_checked(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_options(split(["inspect", *words]))
+        read_options(split(["inspect", *words], COMMANDS))
 
 
 def test_advice_is_a_command_of_this_verb(capsys):
@@ -178,7 +198,7 @@ def test_too_small_images_are_one_line(capsys):
 
 def test_starts_without_the_heavy_libraries():
     code = (
-        "import sys; from cnn_train import cli; main(['inspect', 'resnet18', 'depth=1']); "
+        "import sys; from cnn_train.__main__ import main; main(['inspect', 'resnet18', 'depth=1']); "
         "print([m for m in ('lightning', 'torchvision', 'torch._dynamo', 'sympy', 'sklearn') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -331,14 +351,19 @@ class Logger:
         self.rows.append((step, values))
 
 
-def small_task(network: nn.Module, accumulate: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(
+def small_loop(network: nn.Module, accumulate: int = 1) -> SimpleNamespace:
+    logger = Logger()
+    loop = SimpleNamespace(
         network=network,
-        logger=Logger(),
-        trainer=SimpleNamespace(is_global_zero=True, precision_plugin=None),
+        logger=logger,
+        loggers=[logger],
+        scaler=None,
+        trainer=SimpleNamespace(is_global_zero=True),
         recipe=SimpleNamespace(accumulate=accumulate),
         progress=SimpleNamespace(step=0, step_in_epoch=0, steps_per_epoch=10),
     )
+    loop.record = lambda values: logger.log_metrics(values, loop.progress.step)
+    return loop
 
 
 def test_health_measures_one_step_in_so_many():
@@ -347,7 +372,7 @@ def test_health_measures_one_step_in_so_many():
     with torch.no_grad():
         net[0].bias[:2] = -100  # two dead channels
         net[3].bias.fill_(50)  # saturated
-    task, health = small_task(net), Health(4)
+    loop, health = small_loop(net), Health(4)
     for step in range(10):
         before = net[0].weight.detach().clone()
         net.zero_grad()
@@ -358,12 +383,12 @@ def test_health_measures_one_step_in_so_many():
         if step == 3:
             gradient = net[0].weight.grad.norm()
             update = (net[0].weight.detach() - before).norm() / before.norm()
-        task.progress.step = task.progress.step_in_epoch = step + 1
-        health.on_step(task)
+        loop.progress.step = loop.progress.step_in_epoch = step + 1
+        health.on_step(loop)
         assert bool(net[0]._forward_hooks) == (step in (2, 6))
-    steps = [step for step, _ in task.logger.rows]
+    steps = [step for step, _ in loop.logger.rows]
     assert steps == [4, 8]
-    values = task.logger.rows[0][1]
+    values = loop.logger.rows[0][1]
     assert values["health/dead/1"] == 0.5
     assert values["health/sparsity/1"] >= 0.5
     assert values["health/saturated/4"] == 1.0
@@ -375,22 +400,22 @@ def test_health_tells_the_drift_between_epochs():
     net = nn.Sequential(nn.Conv2d(1, 1, 1))
     nn.init.ones_(net[0].weight)
     nn.init.zeros_(net[0].bias)
-    task, health = small_task(net), Health(1)
+    loop, health = small_loop(net), Health(1)
     image = torch.randn(4, 1, 8, 8)
     image = (image - image.mean()) / image.std(correction=0)
     for _ in range(2):
-        health.on_step(task)
+        health.on_step(loop)
         net(image).sum().backward()
-        task.progress.step += 1
-        health.on_step(task)
-        health.on_epoch_end(task)
+        loop.progress.step += 1
+        health.on_step(loop)
+        health.on_epoch_end(loop)
         with torch.no_grad():
             net[0].weight.fill_(3.0)
             net[0].bias.fill_(0.5)
-    drift = task.logger.rows[-1][1]
+    drift = loop.logger.rows[-1][1]
     assert drift["health/drift_of_mean/0"] == pytest.approx(0.5, abs=1e-4)
     assert drift["health/drift_of_deviation/0"] == pytest.approx(2.0, abs=1e-4)
-    health.on_fit_end(task)
+    health.on_fit_end(None, loop)
     assert not net[0]._forward_hooks
 
 

@@ -20,6 +20,7 @@ from cnn_train.layers.norm import (
     SwitchableNorm,
     SyncBatchNorm,
     WSConv2d,
+    synchronizes,
 )
 
 EPS = 1e-5
@@ -280,6 +281,17 @@ def test_float32_statistics_survive_autocast():
         with torch.autocast("cpu", torch.bfloat16):
             norm(torch.randn(64, 3, 40, 40).bfloat16() + 5)
         torch.testing.assert_close(norm.running_mean, torch.full((3,), 5.0 * norm.momentum), rtol=0.02, atol=0)
+
+
+def test_a_norm_says_that_it_is_synchronized():
+    class Own(nn.BatchNorm2d):
+        synchronized = True
+
+    def inside(norm: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), norm))
+
+    assert all(synchronizes(inside(norm)) for norm in (SyncBatchNorm(4), nn.SyncBatchNorm(4), Own(4)))
+    assert not any(synchronizes(inside(norm)) for norm in (nn.BatchNorm2d(4), FrozenBatchNorm(4), nn.Identity()))
 
 
 def test_sync_batch_norm_in_one_process_is_batch_norm():

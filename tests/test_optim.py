@@ -345,15 +345,16 @@ def test_what_is_not_the_encoder_learns_faster(weight_decay):
 
 def test_the_configs_settings_reach_the_groups():
     from cnn_train.config.compose import compose
-    from cnn_train.experiment.build import build_task
     from cnn_train.experiment.network import build_network_and_data
+    from cnn_train.training.recipe import Recipe
+    from cnn_train.training.update import make_optimizer
 
     settings = ["model=pspnet", "model.encoder=resnet18", "model.encoder_options={widths:[4,4,8,8]}", "model.aux=false"]
     settings += ["data.num_train=16", "data.num_val=2", "data.num_test=2", "optimizer=momentum", "optimizer.lr=0.1"]
     cfg = compose([*settings, "optimizer.weight_decay=0.01", "trainer.decoder_lr_ratio=10"])
-    task = build_task(cfg, *build_network_and_data(cfg))
-    groups = task.configure_optimizers().param_groups
+    network, _ = build_network_and_data(cfg)
+    groups = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu")).param_groups
     of = {p: (group["base_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    for name, parameter in task.network.named_parameters():
+    for name, parameter in network.named_parameters():
         expected = (pytest.approx(0.1 if name.startswith("backbone.") else 1.0), 0.01 if parameter.ndim > 1 else 0.0)
         assert of[parameter] == expected, name

@@ -10,10 +10,10 @@ from kills import OPTIONS, difference, prepare
 from cnn_train.__main__ import main
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
-from cnn_train.experiment.build import build_callbacks
+from cnn_train.experiment.callbacks import build_callbacks
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback
 
 SHORT = ["trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none", "trainer.log_every=1"]
 
@@ -87,20 +87,18 @@ class Killer(Callback):
     def __init__(self, step: int):
         self.step = step
 
-    def on_step(self, task):
-        if task.progress.step == self.step:
+    def on_step(self, loop):
+        if loop.progress.step == self.step:
             raise Kill
 
 
 def killed(patch: pytest.MonkeyPatch, step: int) -> None:
     build = build_callbacks
 
-    def with_killer(cfg, task, folder):
-        callbacks = build(cfg, task, folder)
-        task.callbacks.append(Killer(step))
-        return callbacks
+    def with_killer(cfg, machine):
+        return [*build(cfg, machine), Killer(step)]
 
-    patch.setattr("cnn_train.experiment.build.build_callbacks", with_killer)
+    patch.setattr("cnn_train.experiment.fit.build_callbacks", with_killer)
 
 
 def test_resume_auto_goes_on_with_the_same_config_or_begins(tmp_path, monkeypatch):
@@ -120,7 +118,7 @@ def test_resume_auto_goes_on_with_the_same_config_or_begins(tmp_path, monkeypatc
 def test_a_run_killed_in_its_last_evaluation_gets_its_results(tmp_path, monkeypatch):
     undisturbed = started(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr("cnn_train.experiment.results.evaluate_best", lambda *arguments: (_ for _ in ()).throw(Kill()))
+        patch.setattr("cnn_train.experiment.fit.evaluate_best", lambda *arguments: (_ for _ in ()).throw(Kill()))
         with pytest.raises(Kill):
             started(tmp_path / "b")
     assert main(["resume", str(tmp_path / "b")]) == 0
@@ -189,19 +187,17 @@ def test_strict_means_deterministic_algorithms(tmp_path):
     seen = []
 
     class Look(Callback):
-        def on_step(self, task):
+        def on_step(self, loop):
             seen.append(torch.are_deterministic_algorithms_enabled())
 
     try:
         with pytest.MonkeyPatch.context() as patch:
             build = build_callbacks
 
-            def with_look(cfg, task, folder):
-                callbacks = build(cfg, task, folder)
-                task.callbacks.append(Look())
-                return callbacks
+            def with_look(cfg, machine):
+                return [*build(cfg, machine), Look()]
 
-            patch.setattr("cnn_train.experiment.build.build_callbacks", with_look)
+            patch.setattr("cnn_train.experiment.fit.build_callbacks", with_look)
             train(compose([*OPTIONS, *SHORT, "trainer.max_epochs=1", "repro=strict"]), prepare(tmp_path / "a"))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from cnn_train.__main__ import main
 from cnn_train.config.compose import compose
-from cnn_train.data.segmentation_folder import MaskReader
+from cnn_train.data.masks import MaskReader
 from cnn_train.errors import ConfigError, DataError
-from cnn_train.experiment.build import build_task
+from cnn_train.experiment.build import build_task, prepare
 from cnn_train.experiment.evaluate import evaluate
+from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.network import build_network_and_data
 from cnn_train.experiment.predict import predict
 from cnn_train.experiment.train import train
@@ -173,7 +174,7 @@ def test_a_search_gives_what_each_evaluation_gives_and_computes_scores_once(run,
 
     calls: list[int] = []
     infer = Segmentation.infer
-    monkeypatch.setattr(Segmentation, "infer", lambda self, images: calls.append(len(images)) or infer(self, images))
+    monkeypatch.setattr(Segmentation, "infer", lambda self, *given: calls.append(len(given[1])) or infer(self, *given))
     command = ["eval", str(run), "-m", "postprocess=crf", "postprocess.bi_w=0,4", "postprocess.iterations=2"]
     assert main(command) == 0
     assert calls == [5, 5, 2]
@@ -189,11 +190,11 @@ def test_a_search_gives_what_each_evaluation_gives_and_computes_scores_once(run,
 
 
 def test_predictions_are_masks_of_the_images_own_size(run, tmp_path):
-    task = build_task(cfg := compose(TINY), *build_network_and_data(cfg))
+    network, data = build_network_and_data(compose(TINY))
     from cnn_train.runs import checkpoint
 
-    task.load_for_evaluation(checkpoint.load(run / "best.ckpt"))
-    images, _ = task.data.samples("test", range(2), device=torch.device("cpu"))
+    network.load_state_dict(checkpoint.weights(run / "best.ckpt"))
+    images, _ = data.samples("test", range(2), device=torch.device("cpu"))
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(folder / "a.png")
@@ -202,7 +203,7 @@ def test_predictions_are_masks_of_the_images_own_size(run, tmp_path):
     assert results == tmp_path / "out"
     mask = picture(results / "masks" / "a.png")
     with torch.no_grad():
-        expected = task.network.eval()(task.data.to_input(images[:1])).argmax(1)[0]
+        expected = network.eval()(data.to_input(images[:1])).argmax(1)[0]
     assert torch.equal(torch.from_numpy(np.array(mask)).long(), expected)
     assert np.array_equal(np.asarray(mask.convert("RGB")), palette(11)[expected])
     assert picture(results / "masks" / "more" / "b.png").size == (97, 61)
@@ -211,11 +212,11 @@ def test_predictions_are_masks_of_the_images_own_size(run, tmp_path):
     reader = MaskReader([str(number) for number in range(11)], None, None, 255, None, 10**6)
     assert torch.equal(reader(str(results / "masks" / "a.png")).long(), expected)
     rows = table(results / "classes.csv")
-    assert [row["name"] for row in rows] == task.data.class_names
+    assert [row["name"] for row in rows] == data.class_names
 
     cleaned = predict(run, folder / "a.png", tmp_path / "clean", ["postprocess=morphology", "postprocess.opening=2"])
     with torch.no_grad():
-        scores = task.network(task.data.to_input(images[:1]))
+        scores = network(data.to_input(images[:1]))
     from cnn_train.postprocess import Morphology
 
     labels = labels_of(scores, images[:1], Morphology(opening=2, min_region=20, fill_holes=20))[0]
@@ -305,7 +306,7 @@ def test_the_ignore_label_is_followed_everywhere(tmp_path, monkeypatch):
     ]  # fmt: skip
     cfg = compose(settings)
     network, data = build_network_and_data(cfg)
-    task = build_task(cfg, network, data)
+    task = build_task(cfg, data)
     cpu = torch.device("cpu")
 
     # Marked pixels and the padding of 20x26 to 32x32 are ignored; so are, in training, corners that turning brings in.
@@ -325,22 +326,23 @@ def test_the_ignore_label_is_followed_everywhere(tmp_path, monkeypatch):
     assert (scores.grad.abs().sum(1)[ignored] == 0).all() and (scores.grad.abs().sum(1)[~ignored] > 0).all()
 
     # The metrics: the pixels that count are those that are neither marked nor padding, whatever is predicted there.
-    task.setup("test")
     seen = []
-    crf = task.postprocess
-    task.postprocess = lambda images, probabilities: seen.append(tuple(images.shape[2:])) or crf(images, probabilities)
+    (crf,) = task.postprocesses
+    task.postprocesses = (
+        lambda images, probabilities: seen.append(tuple(images.shape[2:])) or crf(images, probabilities),
+    )
     with torch.no_grad():
         for batch in data.eval_batches("val", device=cpu):
-            scores = task.infer(batch.images)
-            task.update_metrics(scores, batch)
+            scores = task.infer(network, batch.images)
+            task.update(scores, batch)
             before = task.counts[0].confusion.clone()
-            task.reset_metrics()
+            task.reset()
             wrong = torch.where((batch.targets == data.ignore_index)[:, None], scores.roll(1, 1), scores)
-            task.postprocess = None
-            task.update_metrics(wrong, batch)
+            task.postprocesses = (None,)
+            task.update(wrong, batch)
             plain = task.counts[0].confusion.clone()
-            task.reset_metrics()
-            task.update_metrics(scores, batch)
+            task.reset()
+            task.update(scores, batch)
             assert torch.equal(plain, task.counts[0].confusion)
     assert int(before.sum()) == 2 * (20 * 26 - 4 * 6)
     # The CRF sees the image without its padding.
@@ -363,8 +365,9 @@ def test_the_ignore_label_is_followed_everywhere(tmp_path, monkeypatch):
 def test_a_single_image_with_batch_norm_is_told_before_training(settings, told):
     small = ["model=deeplabv3", "model.encoder_widths=[4,4,4,4]", "model.aspp_channels=4", "data.num_val=2"]
     small += ["data.num_train=16", "data.num_test=2", *settings]
+    cfg = compose(small)
     with pytest.raises(ConfigError) as error:
-        build_network_and_data(compose(small))
+        build_network_and_data(cfg, Machine.of(cfg.trainer).num_processes)
     for words in (told, "data.drop_last=true", "norm=gn", "norm=frozen_bn"):
         assert words in str(error.value)
     for choice in ("norm=gn", "norm=frozen_bn", "model.image_pooling=false"):
@@ -373,7 +376,7 @@ def test_a_single_image_with_batch_norm_is_told_before_training(settings, told):
         build_network_and_data(compose([*small, "data.drop_last=true"]))
 
 
-def test_the_decoder_needs_an_encoder_to_be_faster_than():
+def test_the_decoder_needs_an_encoder_to_be_faster_than(tmp_path):
     cfg = compose([*TINY, "trainer.decoder_lr_ratio=10"])
     with pytest.raises(ConfigError, match="unet has no encoder apart"):
-        build_task(cfg, *build_network_and_data(cfg))
+        prepare(cfg, Machine.of(cfg.trainer), tmp_path)

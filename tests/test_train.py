@@ -18,7 +18,7 @@ from cnn_train.experiment.evaluate import evaluate
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
 from cnn_train.runs import folder as run_folder
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback
 
 SHORT = ["trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.progress=none"]
 
@@ -103,21 +103,19 @@ def test_resume_from_any_step_is_exact(tmp_path, monkeypatch, step):
     undisturbed = run(tmp_path / "a", *options)
 
     class Killer(Callback):
-        def on_step(self, task):
-            if task.progress.step == step:
+        def on_step(self, loop):
+            if loop.progress.step == step:
                 raise Kill
 
-    from cnn_train.experiment.build import build_callbacks
+    from cnn_train.experiment.callbacks import build_callbacks
 
     build = build_callbacks
 
-    def with_killer(cfg, task, folder):
-        callbacks = build(cfg, task, folder)
-        task.callbacks.append(Killer())
-        return callbacks
+    def with_killer(cfg, machine):
+        return [*build(cfg, machine), Killer()]
 
     with monkeypatch.context() as patch:
-        patch.setattr("cnn_train.experiment.build.build_callbacks", with_killer)
+        patch.setattr("cnn_train.experiment.fit.build_callbacks", with_killer)
         with pytest.raises(Kill):
             run(tmp_path / "b", *options)
     # The state after an epoch's last step is kept with its validation; killed between, that epoch's end is run again.
@@ -306,3 +304,18 @@ def test_a_finished_run_takes_more_epochs(tmp_path):
     run(tmp_path / "a", "scheduler=constant", "trainer.max_epochs=3", resume=True)
     run(tmp_path / "b", "scheduler=constant", "trainer.max_epochs=3")
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_training_again_and_again_in_one_process_keeps_nothing_alive(tmp_path):
+    import gc
+
+    from cnn_train.training.loop import Loop
+
+    counts = []
+    for number in range(4):
+        run(tmp_path / str(number), "trainer.max_epochs=1", "logger=tensorboard")
+        gc.collect()
+        objects = gc.get_objects()
+        assert not [thing for thing in objects if type(thing) is Loop]
+        counts.append(len(objects))
+    assert counts[3] - counts[2] < 200, counts

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import in_mode
 from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.analysis.trace import check_size, on_meta
 
@@ -67,14 +68,12 @@ def training_memory(module: nn.Module, input_size: Sequence[int], *, optimizer_s
             if isinstance(output, Tensor):
                 largest = max(largest, output.numel() * output.element_size())
 
-        modes = {m: m.training for m in module.modules()}
-        hooks = [m.register_forward_hook(measure) for m in modes]
+        hooks = [m.register_forward_hook(measure) for m in module.modules()]
         try:
-            for m in modes:
-                m.training = True
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
             batch = torch.empty(images, channels, height, width, dtype=dtype, device="meta")
-            with Arithmetic(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+            with in_mode(module, training=True), Arithmetic(), saving:
                 kept.append(batch)
                 output = module(batch)
             del output
@@ -84,8 +83,6 @@ def training_memory(module: nn.Module, input_size: Sequence[int], *, optimizer_s
         finally:
             for hook in hooks:
                 hook.remove()
-            for m, mode in modes.items():
-                m.training = mode
         trained = sum(p.numel() * p.element_size() for p in originals.values() if p.requires_grad)
         total = sum(p.numel() * p.element_size() for p in originals.values())
         return TrainingMemory(

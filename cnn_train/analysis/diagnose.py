@@ -198,7 +198,7 @@ def _groups(graph: Graph) -> list[Finding]:
         before = sources[0] if sources else 1
         if groups is not None:
             fresh = graph.nodes[node.edges[0].source].channels
-            # Depthwise convolutions are meant to leave channels apart.
+            # Depthwise convolutions keep channels apart on purpose.
             if before > 1 and 1 < groups < fresh and before % groups == groups % before == 0 and not findings:
                 message = (
                     f"{groups} groups follow {before} groups and nothing mixes channels between them: "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import in_mode
 from cnn_train.analysis.trace import check_size, main_map
 
 # Luo et al., section 4: a pixel counts above 1 - 95.45 % of the largest gradient (two deviations of a Gaussian).
@@ -39,8 +40,8 @@ def effective_receptive_field(
     """The effective receptive field of a unit (row, column; the middle one) of `layer`'s output, weights as they are.
 
     The gradient reaches the unit's channels with random signs and is averaged over `images` (N, C, H, W) or, without,
-    over `samples` images of standard normal noise of `input_size` (C, H, W). Several networks, such as one that was
-    initialized from several seeds, have an image each in turn. Evaluation mode. ValueError if no gradient arrives.
+    over `samples` images of standard normal noise of `input_size` (C, H, W). Several networks, such as one architecture
+    initialized from several seeds, take the images in turn. Evaluation mode. ValueError if no gradient arrives.
     """
     size = check_size(input_size)
     generator = torch.Generator().manual_seed(seed)
@@ -75,14 +76,11 @@ def _energy(
     if name not in modules:
         raise ValueError(f"no layer {name!r}; layers are named as in named_modules()")
     outputs: list[Tensor] = []
-    modes = {m: m.training for m in modules.values()}
     hook = modules[name].register_forward_hook(lambda m, _, y: outputs.append(main_map(name, m, y)))
     parameter = next(module.parameters(), torch.empty(0))
     image = image.to(parameter.device, parameter.dtype, copy=True).detach().requires_grad_()
     try:
-        for m in modes:
-            m.training = False
-        with torch.enable_grad():
+        with in_mode(module, training=False), torch.enable_grad():
             module(image)
             y = outputs[-1]
             value = y[0]
@@ -93,6 +91,4 @@ def _energy(
             (gradient,) = torch.autograd.grad((value * signs).sum(), image)
     finally:
         hook.remove()
-        for m, mode in modes.items():
-            m.training = mode
     return gradient[0].double().square().sum(0).cpu()

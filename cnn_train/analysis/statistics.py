@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnn_train.analysis.operations import tensors
+from cnn_train.analysis.modules import in_mode, leaves, tensors
 
 # Lower and upper end of the activations that saturate.
 ENDS: dict[type[nn.Module], tuple[float, float]] = {
@@ -71,9 +71,8 @@ def layer_statistics(
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = {name: b.clone() for name, b in module.named_buffers()}
     with ExitStack() as stack:
-        for name, m in module.named_modules():
-            if not any(True for _ in m.children()):
-                stack.callback(m.register_forward_hook(look(name)).remove)
+        for name, m in leaves(module):
+            stack.callback(m.register_forward_hook(look(name)).remove)
         with torch.set_grad_enabled(loss is not None):
             output = module(images)
             if loss is not None:
@@ -145,18 +144,11 @@ def dead_units(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor
 
         return hook
 
-    modes = {m: m.training for m in module.modules()}
     with ExitStack() as stack:
         for name, m in module.named_modules():
             if isinstance(m, RECTIFIERS):
                 stack.callback(m.register_forward_hook(look(name)).remove)
-        try:
-            for m in modes:
-                m.training = False
-            with torch.no_grad():
-                for images in batches:
-                    module(images)
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
+        with in_mode(module, training=False), torch.no_grad():
+            for images in batches:
+                module(images)
     return dead

@@ -1,6 +1,6 @@
-"""Follows one image through any `nn.Module`, on the meta device: nothing is computed, no weight is copied.
+"""Follows one image through any `nn.Module` on the meta device: nothing is computed, no weight is copied.
 
-Here are the layers: their rows, parameters and work. What each operation reads is in `operations`.
+This module keeps account of the layers: their rows, parameters and work. What each operation reads is in `operations`.
 """
 
 import math
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cnn_train.analysis.graph import Graph, LayerRow, Span, with_sight
-from cnn_train.analysis.operations import Operations, Unknown, expand, tensors
+from cnn_train.analysis.maps import Unknown
+from cnn_train.analysis.modules import in_mode, is_leaf, tensors
+from cnn_train.analysis.operations import Operations, expand
 from cnn_train.analysis.shapes import Arithmetic, result
 
 _NORM = re.compile(r"(norm|renorm)([123]d)?$|lrn$", re.IGNORECASE)
@@ -39,24 +41,17 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def trace(module: nn.Module, input_size: Sequence[int]) -> Graph:
-    """Follows an image of `input_size` (C, H, W) through the module in evaluation mode.
+    """Follow an image of `input_size` (C, H, W) through the module in evaluation mode.
 
-    Weights are neither read nor copied; the module is left as it was. ValueError names the operation and the layer
-    where the trace cannot go on.
+    Weights are neither read nor copied; the module is left as it was. Where an operation cannot be followed, a
+    ValueError names it and its layer.
     """
     channels, height, width = check_size(input_size)
-    with on_meta(module) as originals, torch.no_grad():
-        modes = {m: m.training for m in module.modules()}
-        try:
-            for m in modes:
-                m.training = False
-            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-            image = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
-            tracer = _Tracer(module, image, originals)
-            tracer.run(image)
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
+    with on_meta(module) as originals, torch.no_grad(), in_mode(module, training=False):
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        image = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
+        tracer = _Tracer(module, image, originals)
+        tracer.run(image)
     return tracer.graph()
 
 
@@ -70,7 +65,7 @@ def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:
 
 @contextmanager
 def on_meta(module: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
-    """Puts meta tensors in the place of all parameters, buffers and other tensors, and the originals back afterwards.
+    """Replace all parameters, buffers and other tensors of the module by meta tensors for the block.
 
     Yields the original parameter by the id of its stand-in.
     """
@@ -133,7 +128,7 @@ class _Call:
         self.module = module
         self.first = first
         self.opaque = is_norm(module) or isinstance(module, nn.RNNBase)
-        self.leaf = self.opaque or not any(True for _ in module.children())
+        self.leaf = self.opaque or is_leaf(module)
         self.connections = 0
         self.multiply_adds = 0
         self.geometry: dict[str, Any] = {}
@@ -284,7 +279,7 @@ class _Tracer:
 def main_map(name: str, module: nn.Module, output: Any) -> Any:
     """Of a module's outputs the one that stands for it: an encoder's coarsest, which is its last, else the first."""
     maps = [*tensors(output), None]
-    inner = name and any(True for _ in module.children())
+    inner = name and not is_leaf(module)
     return maps[-2] if inner and len(maps) > 1 else maps[0]
 
 
@@ -310,7 +305,7 @@ def _norm_values(base: str, args: tuple) -> int | None:
 
 
 def _work(base: str, args: tuple, out: Any) -> dict[str, Any]:
-    """Connections (a bias is one, too), multiply-adds and geometry of one operation."""
+    """Connections (a bias counts as one), multiply-adds and geometry of one operation."""
     work: dict[str, Any] = {"connections": 0, "multiply_adds": 0, "geometry": {}}
     if base == "convolution":
         x, weight, _, stride, padding, dilation, is_transposed, _, groups = args

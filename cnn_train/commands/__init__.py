@@ -22,6 +22,12 @@ COMMANDS = {
         "verify_repro", "train a run's first steps three times and compare the bits: verify-repro DIR [steps=10]"
     ),
     "sweep": Command("sweep", "train every combination of lists of values, as -m does"),
+    "compare": Command(
+        "compare",
+        "settings side by side, means over seeds: compare DIR... [where=norm=bn] [sort=test/acc] "
+        "[format=text|md|csv|json|latex]",
+    ),
+    "report": Command("report", "the answer of a sweep as one HTML file: report DIR [output=FILE] [metric=test/acc]"),
     "list": Command("list", "list the groups, or the choices of one: list model"),
     "worker": Command("worker", ""),
 }

@@ -1,14 +1,8 @@
 """cnn-train [train]: compose a config and train it."""
 
-from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
-
 from cnn_train.cli.line import Line
 from cnn_train.cli.show import show_config, show_info
 from cnn_train.commands import sweep
-from cnn_train.commands.resume import go_on
-from cnn_train.runs.find import unfinished
 
 
 def run(line: Line) -> int:
@@ -26,14 +20,7 @@ def run(line: Line) -> int:
         return 0
     if config.sweep.axes:  # an experiment that is a sweep
         return sweep.run(line)
-    if "resume=auto" in line.overrides and (folder := newest_unfinished(config)) is not None:
-        return go_on(config, folder)
     from cnn_train.experiment.train import train
 
-    train(config)
+    train(config, resume="auto" if "resume=auto" in line.overrides else False)
     return 0
-
-
-def newest_unfinished(config: DictConfig) -> Path | None:
-    """The run that `resume=auto` continues."""
-    return unfinished(Path(config.output_dir, config.name), OmegaConf.to_yaml(config))

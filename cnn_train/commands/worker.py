@@ -21,7 +21,7 @@ def run(line: Line) -> int:
 
         train(load(folder, trusted=True), folder, resume)
 
-    if not processes.is_one_of_several():
+    if "LOCAL_RANK" not in os.environ:
         return guarded(train_run, folder=folder)
     processes.end_with_parent()
     return guarded(train_run, folder=folder, tell=lambda text: write(folder, text))

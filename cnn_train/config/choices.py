@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Choices:
         chosen: dict[str, str | None] = {}
         for entry in read_yaml(self.dirs[0] / "train.yaml").get("defaults", []):
             if isinstance(entry, dict):
-                chosen.update(entry)
+                chosen.update({group: as_choice(option) for group, option in entry.items()})
         return chosen
 
     def brought(self, group: str, option: str | None) -> dict[str, str | None]:
@@ -142,6 +142,13 @@ class Choices:
             content |= self.body(group, name)
         node = content.get(group, {}) if "_target_" not in content and group in content else content
         return flat_keys(node, group)
+
+
+def as_choice(option: Any) -> str | None:
+    """A choice as it is typed: a word, or words in brackets where a group may have several."""
+    if not isinstance(option, Sequence) or isinstance(option, str):
+        return option
+    return str(option[0]) if len(option) == 1 else f"[{','.join(map(str, option))}]"
 
 
 def flat_keys(node: dict[str, Any], prefix: str) -> list[str]:

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cnn_train.config.choices import GROUPS, Choices, nearest
+from cnn_train.config.choices import GROUPS, Choices, as_choice, nearest
 from cnn_train.config.overrides import apply, line_of, parse, value_of, with_try
-from cnn_train.config.schema import OPEN_GROUPS, RunConfig, check, first_line
+from cnn_train.config.schema import NAMED_NODES, OPEN_GROUPS, RunConfig, check, first_line
 from cnn_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ class Composer:
             config.name = choices["model"]
         with open_dict(config):
             config.choices = choices
-        apply(config, [override for override in parsed if override not in groups], parsed)
+        settings = [override for override in parsed if override not in groups]
+        apply(config, settings, parsed)
+        with open_dict(config):
+            config.settings = [line_of(override) for override in settings]
         config = _in_order(config)
         check(config)
         return config
@@ -86,6 +89,8 @@ class Composer:
             raise ConfigError(f"{line_of(override)}: a group cannot be left out; choose {hint}")
         if value is None and group in ("experiment", "debug"):
             return f"{group}=null"
+        if isinstance(value, list) and group in NAMED_NODES and not set(map(str, value)) - set(options):
+            return f"{group}={as_choice(value)}"
         name = str(value).lower() if isinstance(value, bool) else str(value)
         if isinstance(value, (list, dict)) or name not in options:
             if "/" in name and (".." in name.split("/") or name.startswith("/")):
@@ -145,14 +150,11 @@ class Composer:
 
     def _compose_by_hydra(self, selected: tuple[str, ...]) -> tuple[DictConfig, dict[str, str | None]]:
         composed = self._hydra("train", selected)
-        choices = {
-            group: composed.hydra.runtime.choices.get(group)
-            for group in GROUPS
-            if group in composed.hydra.runtime.choices
-        }
+        chosen = dict(line.split("=", 1) for line in selected if "@" not in line)
+        choices = {**self.choices.resolve(chosen), **composed.hydra.runtime.choices}  # which leaves out lists
+        choices = {group: choices[group] for group in GROUPS if group in choices}
         with open_dict(composed):
             del composed["hydra"]
-        chosen = dict(line.split("=", 1) for line in selected if "@" not in line)
         self._let_command_line_win(composed, chosen, choices)
         for group in OPEN_GROUPS:  # a file that holds `null` composes to an empty mapping
             if group in composed and composed[group] == {}:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cnn_train.config.choices import GROUPS, nearest
-from cnn_train.config.schema import first_line
+from cnn_train.config.schema import NAMED_NODES, first_line
 from cnn_train.config.signatures import Kinds, NoSuchTarget, Signature, kinds, signature
 from cnn_train.errors import ConfigError
 
@@ -65,13 +65,14 @@ def apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Ove
             raise ConfigError(f"{line_of(override)}: choices records what was chosen; choose with GROUP=NAME")
         parent, name = _parent(config, key, override, parsed)
         known = name in parent
+        new_node = key.count(".") == 1 and key.split(".")[0] in NAMED_NODES and isinstance(value, dict)
         if override.is_delete():
             if not known:
                 raise _unknown(config, key, override, parsed)
             with open_dict(parent):
                 del parent[name]
             continue
-        if not known and not (override.is_add() or override.is_force_add() or _takes(parent, name)):
+        if not known and not (new_node or override.is_add() or override.is_force_add() or _takes(parent, name)):
             raise _unknown(config, key, override, parsed)
         _same_kind(parent, name, key, value)
         try:

@@ -23,6 +23,7 @@ from cnn_train.errors import ConfigError
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: int | str | list[int]
+    num_nodes: int = field(metadata={"least": 1})
     strategy: str
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]
     max_epochs: int = field(metadata={"least": 1})
@@ -46,31 +47,7 @@ class TrainerConfig:
     fast_dev_run: bool
     profiler: Literal["simple", "advanced", "pytorch"] | None
     smoke: bool
-
-
-@dataclass
-class CheckpointConfig:
-    every_minutes: float | None = field(metadata={"above": 0})
-    every_steps: int | None = field(metadata={"least": 1})
-    keep_best: int = field(metadata={"least": 1})
-
-
-@dataclass
-class EarlyStoppingConfig:
-    patience: int | None = field(metadata={"least": 1})
-
-
-@dataclass
-class HealthConfig:
-    every: int | None = field(metadata={"least": 1})
-
-
-@dataclass
-class CallbacksConfig:
-    checkpoint: CheckpointConfig
-    early_stopping: EarlyStoppingConfig
-    health: HealthConfig
-    samples: int = field(metadata={"least": 0})
+    lightning: dict[str, Any]
 
 
 @dataclass
@@ -114,9 +91,10 @@ class RunConfig:
     postprocess: Any
     logger: Any
     trainer: TrainerConfig
-    callbacks: CallbacksConfig
+    callbacks: Any
     sweep: SweepConfig
-    choices: dict[str, str | None]
+    choices: dict[str, str | list[str] | None]
+    settings: list[str]  # what was given besides choices, as typed
 
 
 # Parameters that the program fills in itself: naming one in a config would be ignored or contradict it.
@@ -134,8 +112,13 @@ BOUNDS: dict[str, dict[str, float]] = {
     "batch_size": {"least": 1}, "eval_batch_size": {"least": 1}, "lr": {"above": 0}, "weight_decay": {"least": 0},
     "momentum": {"least": 0, "most": 1}, "dropout": {"least": 0, "below": 1}, "warmup_epochs": {"least": 0},
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
+    "every_minutes": {"above": 0}, "every_steps": {"least": 1}, "keep_best": {"least": 1}, "patience": {"least": 1},
+    "every": {"least": 1}, "samples": {"least": 0},
 }  # fmt: skip
 
+
+# Groups that hold nodes by name, and what else stands among the nodes.
+NAMED_NODES: dict[str, set[str]] = {"callbacks": {"samples"}, "logger": set()}
 
 OPEN_GROUPS = tuple(f.name for f in fields(RunConfig) if f.type is Any)
 
@@ -155,6 +138,8 @@ def check(config: DictConfig) -> None:
     _check_closed(RunConfig, plain, "", config)
     for group in OPEN_GROUPS:
         _check_open(plain[group], group)
+    for group, others in NAMED_NODES.items():
+        _check_named(plain[group], group, others)
     size = plain["image_size"]
     if isinstance(size, list) and len(size) != 2:
         raise ConfigError(f"image_size must be one side or [height, width], got {size}")
@@ -218,6 +203,17 @@ def _check_open(node: Any, path: str) -> None:
             meant = f"Did you mean {path}.{guess}?" if guess else f"It takes {takes}"
             raise ConfigError(f"{target} takes no {name!r} ({key}). {meant}")
         _check_value(key, value, found.parameters.get(name, ""), BOUNDS.get(name, {}))
+
+
+def _check_named(nodes: Any, group: str, others: set[str]) -> None:
+    """Check that a group holds nodes by name."""
+    if nodes is not None and (not isinstance(nodes, dict) or "_target_" in nodes):
+        raise ConfigError(f"{group} holds nodes by name: {group}.NAME={{_target_: package.Class}}, got {nodes!r}")
+    for name, node in (nodes or {}).items():
+        if name in others:
+            _check_value(f"{group}.{name}", node, "int", BOUNDS.get(name, {}))
+        elif node is not None and not (isinstance(node, dict) and "_target_" in node):
+            raise ConfigError(f"{group}.{name} must be a node, {{_target_: package.Class}}, or null, got {node!r}")
 
 
 def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from cnn_train.errors import ConfigError
 ALLOWED = re.compile(
     r"cnn_train\.(layers|models|tasks|training|data|postprocess)(\.|$)"
     r"|torch\.nn\.(modules|init)(\.|$)|torch\.optim(\.|$)"
+    r"|lightning\.pytorch\.(callbacks|loggers)(\.|$)"
     r"|torchvision\.(models|transforms|ops)(\.|$)|timm\.(models|layers|optim)(\.|$)"
 )
 

@@ -7,12 +7,11 @@ digits of the training, validation and test scenes are different handwritings.
 
 import hashlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_train.data.data import Augment, Data, InMemory, as_size
+from cnn_train.data.cache import cache_folder, keep
+from cnn_train.data.data import Data, DataSet, InMemory, as_size
 from cnn_train.data.digits import NAMES, load_digits
-from cnn_train.data.files import cache_folder
 
 IGNORE = 255
 VERSION = 1  # of the generator: a cached file of another version is not used
@@ -36,13 +35,8 @@ def digit_scenes(
     num_val: int = 100,
     num_test: int = 200,
     scene_seed: int = 0,
-    batch_size: int = 16,
-    eval_batch_size: int = 50,
-    seed: int = 0,
-    augment: Augment | None = None,
-    drop_last: bool = False,
-    normalize: str = "standardize",
     cache_dir: str | None = None,
+    **batching: Any,
 ) -> Data:
     """RGB scenes of `image_size` (64 by default) in 11 classes, drawn by (scene_seed, split, index) and cached.
 
@@ -52,28 +46,15 @@ def digit_scenes(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     cache = cache_folder(cache_dir)
     splits = {name: InMemory(*cached_scenes(name, count, size, scene_seed, cache)) for name, count in counts.items()}
-    return Data(
-        "digit_scenes",
-        "segmentation",
-        splits,
-        ["ground", *NAMES],
-        in_channels=3,
-        image_size=size,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
-        augment=augment,
-        drop_last=drop_last,
-        normalize=normalize,
-        ignore_index=IGNORE,
-        resize="own",
-    )
+    names = ["ground", *NAMES]
+    found = DataSet("digit_scenes", "maps", splits, names, 3, size, ignore_index=IGNORE, resize="own")
+    return Data(found, **batching)
 
 
 def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cache: Path) -> tuple[Tensor, Tensor]:
     """Images (count, 3, H, W) and labels (count, H, W), uint8, from the cache or newly drawn.
 
-    A file of the cache that is damaged is drawn again; a cache that cannot be written is done without.
+    A damaged file of the cache is drawn again; an unwritable cache is ignored.
     """
     parameters = f"{VERSION} {split} {count} {size} {seed}"
     path = cache / f"digit_scenes_{split}_{hashlib.sha256(parameters.encode()).hexdigest()[:16]}.npz"
@@ -87,14 +68,7 @@ def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cach
     images, labels = draw_scenes(split, count, size, seed)
     content = io.BytesIO()
     np.savez(content, images=images, labels=labels)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getbuffer())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    keep(path, content.getvalue())
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 

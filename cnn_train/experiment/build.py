@@ -1,9 +1,11 @@
-"""The task and the callbacks of a config."""
+"""An experiment's parts, built from its config: the loop with its task, callbacks and loggers, and the trainer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -12,119 +14,92 @@ from cnn_train import __version__
 from cnn_train.config.build import build
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
-from cnn_train.experiment.hardware import accelerator, rank
+from cnn_train.experiment.callbacks import build_loggers, check_monitors
+from cnn_train.experiment.hardware import Machine
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.experiment.trainer import build_trainer
+from cnn_train.models.network import backbone_of
 from cnn_train.runs import secrets
+from cnn_train.runs.metrics import lower_is_better
 from cnn_train.tasks.classification import Classification
+from cnn_train.tasks.losses import class_weights_from_counts
 from cnn_train.tasks.segmentation import Segmentation
-from cnn_train.tasks.task import Recipe, Task
-from cnn_train.training.callbacks import display
-from cnn_train.training.callbacks.callback import Callback
-from cnn_train.training.callbacks.checkpoints import Checkpoints, EarlyStopping
-from cnn_train.training.callbacks.finite import LossWatch, NotFinite
-from cnn_train.training.callbacks.health import Health
-from cnn_train.training.callbacks.record import MetricsFile, TensorBoard
+from cnn_train.tasks.task import Task
+from cnn_train.training.loop import Loop
+from cnn_train.training.progress import Best
+from cnn_train.training.recipe import Recipe
 
 TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
-def build_task(cfg: DictConfig, network: nn.Module, data: Data) -> Task:
-    """The Lightning module for the data's kind of task."""
-    on_gpu = accelerator(cfg) != "cpu"
-    options = cfg.trainer
-    if options.decoder_lr_ratio != 1 and not isinstance(getattr(network, "backbone", None), nn.Module):
+@dataclass
+class Experiment:
+    """A run's parts, ready to train or to evaluate."""
+
+    cfg: DictConfig
+    machine: Machine
+    folder: Path
+    loop: Loop
+    trainer: L.Trainer
+
+
+def prepare(
+    cfg: DictConfig,
+    machine: Machine,
+    folder: Path,
+    callbacks: Sequence[L.Callback] = (),
+    saved: dict[str, Any] | None = None,
+    **options: Any,
+) -> Experiment:
+    """Build everything of a config. `saved` is the state that training continues from; `options` are the task's."""
+    network, data = build_network_and_data(cfg, machine.num_processes)
+    loop = build_loop(cfg, machine, network, data, **options)
+    check_monitors(callbacks, loop.task)
+    loggers = build_loggers(cfg, folder, saved)
+    return Experiment(cfg, machine, folder, loop, build_trainer(cfg, machine, folder, callbacks, loggers))
+
+
+def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data, **options: Any) -> Loop:
+    """The LightningModule that trains the network on the data's kind of task."""
+    trainer = cfg.trainer
+    if trainer.decoder_lr_ratio != 1 and backbone_of(network) is None:
         raise ConfigError(
-            f"trainer.decoder_lr_ratio={options.decoder_lr_ratio:g}, but {cfg.choices.model} has no encoder apart; "
+            f"trainer.decoder_lr_ratio={trainer.decoder_lr_ratio:g}, but {cfg.choices.model} has no encoder apart; "
             "leave it at 1"
         )
-    recipe = Recipe(
-        optimizer=build(cfg.optimizer),
-        schedule=build(cfg.scheduler),
-        schedule_start=options.schedule_start,
-        schedule_epochs=options.schedule_epochs,
-        max_epochs=1 if options.fast_dev_run else options.max_epochs,
-        seed=cfg.seed,
-        accumulate=options.accumulate,
-        gradient_clip=options.gradient_clip,
-        ema=options.ema,
-        ema_bias_correction=options.ema_bias_correction,
-        decay_norm_and_bias=options.decay_norm_and_bias,
-        decoder_lr_ratio=options.decoder_lr_ratio,
-        channels_last=on_gpu if options.channels_last == "auto" else options.channels_last,
-        limit_batches=1 if options.fast_dev_run else options.limit_batches,
-        overfit_batches=options.overfit_batches,
-        same_batches=options.overfit_batches > 0 or options.smoke,
-        log_every=options.log_every,
-        split_batches=None if options.split_batches == "auto" else options.split_batches,
-        skip_not_finite=options.on_nan == "skip",
-    )
-    weights = cfg.loss.get("class_weights")
-    if weights == "auto":
-        weights = class_weights(data)
-    loss = build(
-        cfg.loss,
-        num_classes=data.num_classes,
-        ignore_index=data.ignore_index,
-        **({} if "class_weights" not in cfg.loss else {"class_weights": weights}),
-    )
+    recipe = Recipe.of(cfg, on_gpu=machine.accelerator != "cpu")
+    task = build_task(cfg, data, getattr(network, "aux_weight", 0.0), **options)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    if options.compile:
+    if trainer.compile:
         network.compile()
-    return TASKS[data.task](network, loss, data, recipe, **after_the_network(cfg, data))
+    monitor = monitored(cfg, task)
+    return Loop(network, task, recipe, Best(monitor, lower_is_better(monitor)), description(cfg, data))
 
 
-def after_the_network(cfg: DictConfig, data: Data) -> dict[str, Any]:
-    """How scores and labels come about in evaluation: `inference` and `postprocess` of segmentation."""
+def build_task(cfg: DictConfig, data: Data, aux_weight: float = 0.0, **options: Any) -> Task:
+    """The loss and the metrics for the data's kind of task."""
+    weights = cfg.loss.get("class_weights")
+    if weights == "auto":
+        weights = class_weights_from_counts(data.class_counts("train")).tolist()
+    given = {} if "class_weights" not in cfg.loss else {"class_weights": weights}
+    loss = build(cfg.loss, num_classes=data.num_classes, ignore_index=data.ignore_index, **given)
+    return TASKS[data.task](loss, data, aux_weight, **evaluation_parts(cfg, data), **options)
+
+
+def evaluation_parts(cfg: DictConfig, data: Data) -> dict[str, Any]:
+    """The run's `inference` and `postprocess`; ConfigError for tasks that have none."""
+    inference, postprocess = build(cfg.inference, train_size=data.image_size), build(cfg.postprocess)
     if data.task == "segmentation":
-        return {"inference": build(cfg.inference, train_size=data.image_size), "postprocess": build(cfg.postprocess)}
-    for group, default in (("inference", "whole"), ("postprocess", "none")):
-        if cfg.choices[group] != default:
+        return {"inference": inference, "postprocess": postprocess}
+    for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
+        if other:
+            default = {"inference": "whole", "postprocess": "none"}[group]
             raise ConfigError(
                 f"{group}={cfg.choices[group]} is for segmentation, but data={cfg.choices.data} is for {data.task}; "
                 f"choose {group}={default}"
             )
     return {}
-
-
-@dataclass
-class Callbacks:
-    """What watches this run, with names for those that are spoken to."""
-
-    checkpoints: Checkpoints
-    metrics_file: MetricsFile
-    display: display.Display
-    others: list[Callback]
-
-    def in_order(self) -> list[Callback]:
-        # Rows and curves first: what a checkpoint counts is on disk. The display, last, tells which was best.
-        return [self.metrics_file, *self.others, self.checkpoints, self.display]
-
-
-def build_callbacks(cfg: DictConfig, task: Task, folder: Path) -> Callbacks:
-    monitor = monitored(cfg, task)
-    options = cfg.callbacks
-    checkpoints = Checkpoints(
-        folder,
-        monitor,
-        "min" if "loss" in monitor else "max",
-        lambda: description(cfg, task.data),
-        options.checkpoint.every_minutes,
-        options.checkpoint.every_steps,
-        options.checkpoint.keep_best,
-    )
-    others: list[Callback] = [NotFinite(folder, cfg.trainer.on_nan), LossWatch()]
-    if cfg.logger is not None:
-        others.append(TensorBoard(options.samples))
-    if options.health.every is not None:
-        others.append(Health(options.health.every, activations=not cfg.trainer.compile))
-    progress = display.choose(cfg.trainer.progress) if rank() == 0 else "none"
-    callbacks = Callbacks(
-        checkpoints, MetricsFile(folder / "metrics.csv"), display.Display(progress, checkpoints), others
-    )
-    task.callbacks = callbacks.in_order()
-    if options.early_stopping.patience is not None:
-        task.callbacks.append(EarlyStopping(checkpoints, options.early_stopping.patience))
-    return callbacks
 
 
 def monitored(cfg: DictConfig, task: Task) -> str:
@@ -145,10 +120,3 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
     }
-
-
-def class_weights(data: Data) -> list[float]:
-    """Weights for `loss.class_weights=auto`, from the training labels."""
-    from cnn_train.tasks.losses import class_weights_from_counts
-
-    return class_weights_from_counts(data.class_counts("train")).tolist()

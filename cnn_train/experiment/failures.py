@@ -2,30 +2,25 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cnn_train.errors import EnvError, UserError
-from cnn_train.tasks.task import Task
+from cnn_train.errors import ConfigError, EnvError
+from cnn_train.training.loop import Loop
 
 
 @contextmanager
-def saved_at_errors(task: Task) -> Iterator[None]:
-    """Within: an error keeps the state that was reached, if it is that between two updates.
-
-    That memory is out becomes an EnvError, which says of what batch.
-    """
+def failures_explained(loop: Loop) -> Iterator[None]:
+    """Turn lack of memory into an EnvError that names the batch, and what Lightning refuses into a ConfigError."""
     try:
         yield
+    except MisconfigurationException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     except Exception as error:
-        if task.between_updates:
-            task.leave_evaluation()
-            with suppress(UserError, RuntimeError):
-                for callback in task.callbacks:
-                    callback.on_error(task)
         if is_out_of_memory(error):
-            raise EnvError(out_of_memory(task, error)) from error
+            raise EnvError(out_of_memory(loop, error)) from error
         raise
 
 
@@ -34,17 +29,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or allocator
 
 
-def out_of_memory(task: Task, error: Exception) -> str:
+def out_of_memory(loop: Loop, error: Exception) -> str:
     """What needed how much, and how the same batch fits."""
     text = " ".join(str(error).split())
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
     capacity = re.search(r"total capacity of ([\d.]+ \w+)", text)
-    shape = "x".join(map(str, (task.data.in_channels, *task.data.image_size)))
+    shape = "x".join(map(str, (loop.data.in_channels, *loop.data.image_size)))
     return (
-        f"out of memory in step {task.progress.step + 1}: a batch of {task.data.batch_size} images of {shape} in "
-        f"{task.split_batches} part(s)"
+        f"out of memory in step {loop.progress.step + 1}: a batch of {loop.data.batch_size} images of {shape} in "
+        f"{loop.split_batches} part(s)"
         + (f" asked for {asked[1]} more" if asked else "")
         + (f" than is free of {capacity[1]}" if capacity else "")
-        + f"; trainer.split_batches={2 * task.split_batches} needs less memory, "
+        + f"; trainer.split_batches={2 * loop.split_batches} needs less memory, "
         "trainer.split_batches=auto finds what fits"
     )

@@ -10,19 +10,20 @@ from torch import nn
 from cnn_train.config.build import build, build_layers
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
-from cnn_train.experiment.hardware import num_processes
 from cnn_train.layers.init import lsuv_calibrate
+from cnn_train.layers.norm import synchronizes
+from cnn_train.models.network import main_scores, min_size
 from cnn_train.models.weights import load_weights
 from cnn_train.runs import checkpoint
 
 
-def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
+def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.Module, Data]:
     """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
     network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
-    least = getattr(network, "min_size", 1)
+    least = min_size(network)
     if min(data.image_size) < least:
         if cfg.image_size is not None:
             got = "x".join(map(str, data.image_size))
@@ -30,7 +31,7 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
                 f"{cfg.choices.model} needs images of at least {least}x{least}, got {got}; image_size={least} works"
             )
         data = build(cfg.data, image_size=least)
-    check_fit(network, data, cfg)
+    check_fit(network, data, cfg, num_processes)
     if cfg.weights is not None:
         load_weights(network, checkpoint.weights(Path(cfg.weights)), Path(cfg.weights))
     elif layers.needs_images:
@@ -38,23 +39,27 @@ def build_network_and_data(cfg: DictConfig) -> tuple[nn.Module, Data]:
     return network, data
 
 
-def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
-    """Send the least that is normalized together in training through the network on the meta device.
-
-    ConfigError if it does not fit.
-    """
-    processes, parts = num_processes(cfg), cfg.trainer.split_batches
-    shares = (1 if cfg.choices.norm == "syncbn" else processes) * (1 if parts == "auto" else parts)
+def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
+    """How few images a norm will ever see together in training, and what they are."""
+    shares = (1 if synchronizes(network) else num_processes) * (1 if split_batches == "auto" else int(split_batches))
     full, last = divmod(data.size("train"), data.batch_size)
     smallest, which = data.batch_size if full else data.size("train"), "a training batch"
-    if processes <= last and not data.drop_last:
+    if num_processes <= last and not data.drop_last:
         smallest, which = last, "the last training batch"
-    if shares > 1:
-        smallest, which = max(smallest // shares, 1), f"a part of {which}"
+    return (max(smallest // shares, 1), f"a part of {which}") if shares > 1 else (smallest, which)
+
+
+def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: int) -> None:
+    """Run the smallest batch that a norm will ever see in training through the network, on the meta device.
+
+    Raises ConfigError if it does not fit.
+    """
+    parts = cfg.trainer.split_batches
+    smallest, which = smallest_batch(network, data, parts, num_processes)
     model, size = cfg.choices.model, "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:
-        scores = copy.deepcopy(network).to("meta").train()(images)
+        scores = main_scores(copy.deepcopy(network).to("meta").train()(images))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise ConfigError(str(error).splitlines()[0]) from error
@@ -67,7 +72,6 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig) -> None:
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error
-    scores = scores[0] if isinstance(scores, tuple) else scores
     maps = scores.ndim == 4
     if maps != (data.task == "segmentation"):
         kind = "segmentation" if maps else "classification"

@@ -40,9 +40,6 @@ def predict(
     state = checkpoint.load(file)
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
-    channels = state["preprocessing"]["in_channels"]
-    if channels not in (1, 3):
-        raise ConfigError(f"{file} takes images of {channels} channels; predict reads grey and RGB images")
     results = output or folder / "predictions"
     network, device = _network(cfg, state)
     if state["preprocessing"]["task"] == "segmentation":
@@ -54,7 +51,8 @@ def predict(
 
 def _names(source: Path) -> dict[Path, Path]:
     """The images and what each is called in the results: its path in the folder, without suffix if that is enough."""
-    from cnn_train.data.files import images_in, what_is_in
+    from cnn_train.data.decode import images_in
+    from cnn_train.data.splits import what_is_in
 
     if source.is_file():
         return {source: Path(source.stem)}
@@ -78,20 +76,20 @@ def _network(cfg: "DictConfig", state: dict[str, Any]) -> tuple["nn.Module", "to
     classes, channels = len(state["class_names"]), state["preprocessing"]["in_channels"]
     network = build(cfg.model, num_classes=classes, in_channels=channels, layers=build_layers(cfg))
     network.load_state_dict(checkpoint.evaluated_weights(state))
-    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg), kind))
+    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg.trainer.accelerator), kind))
     return network.eval().to(device), device
 
 
-def _images(paths: Sequence[Path], channels: int) -> "Iterator[tuple[Path, Tensor]]":
+def _images(paths: Sequence[Path], how: dict[str, Any]) -> "Iterator[tuple[Path, Tensor]]":
     """Each image (C, H, W) uint8, with a progress line on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    from cnn_train.data.files import read_image
+    from cnn_train.data.images import Reader
 
-    console = Console(stderr=True)
+    read, console = Reader.of(how), Console(stderr=True)
     for path in track(paths, "predict", console=console, disable=not sys.stderr.isatty(), transient=True):
-        yield path, read_image(path, channels)
+        yield path, read(path)
 
 
 def _segment(
@@ -103,7 +101,7 @@ def _segment(
     from torch.nn import functional as F
 
     from cnn_train.data.data import scale_and_shift
-    from cnn_train.data.files import scaled_size
+    from cnn_train.data.images import scaled_size, visible
     from cnn_train.tasks.inference import labels_of
     from cnn_train.tasks.pictures import overlay, palette, save_labels, save_picture
 
@@ -111,7 +109,7 @@ def _segment(
     classes = len(state["class_names"])
     scale, shift = scale_and_shift(how["mean"], how["std"])
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
-    for path, image in _images(list(names), how["in_channels"]):
+    for path, image in _images(list(names), how):
         own = image.size(1), image.size(2)
         scaled = scaled_size(own, tuple(how["image_size"]), how["resize"])
         images = image.float()[None].to(device)
@@ -122,7 +120,7 @@ def _segment(
             labels = labels_of(scores, images, postprocess)[0].cpu()
         name = names[path].as_posix() + ".png"
         save_labels(labels, results / "masks" / name)
-        save_picture(overlay(image, labels, classes), results / "overlays" / name)
+        save_picture(overlay(visible(image), labels, classes), results / "overlays" / name)
     colours = palette(classes).tolist()
     rows = [[i, name, *colour] for i, (name, colour) in enumerate(zip(state["class_names"], colours, strict=True))]
     _write_csv(results / "classes.csv", ["class", "name", "red", "green", "blue"], rows)
@@ -135,7 +133,7 @@ def _classify(
     import torch
 
     from cnn_train.data.data import scale_and_shift
-    from cnn_train.data.files import bring_to_size
+    from cnn_train.data.images import bring_to_size
 
     how, classes = state["preprocessing"], state["class_names"]
     scale, shift = scale_and_shift(how["mean"], how["std"])
@@ -154,9 +152,10 @@ def _classify(
         paths.clear()
         waiting.clear()
 
-    for path, image in _images(list(names), how["in_channels"]):
+    for path, image in _images(list(names), how):
         paths.append(path)
-        waiting.append(bring_to_size(image, None, tuple(how["image_size"]), how["resize"])[0])
+        own = image.size(1), image.size(2)
+        waiting.append(bring_to_size(own, tuple(how["image_size"]), how["resize"]).images(image))
         if len(waiting) == BATCH:
             flush()
     if waiting:

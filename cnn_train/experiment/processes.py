@@ -1,4 +1,7 @@
-"""Several processes that train one run, one for each device: started, told of signals, and ended together."""
+"""Several processes that train one run, one for each device: started, told of signals, and ended together.
+
+Where torchrun or srun has started them, on one machine or several, they only agree on the run's folder.
+"""
 
 import json
 import os
@@ -8,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cnn_train.errors import EnvError, UserError
+from cnn_train.experiment.hardware import Machine
 from cnn_train.runs.signals import Interrupted, handled_by
 
 GRACE = 3.0  # seconds between an error in one process and the end of the others
@@ -29,8 +35,48 @@ class ProcessFailed(UserError):
         self.exit_code = exit_code
 
 
-def is_one_of_several() -> bool:
-    return "LOCAL_RANK" in os.environ
+def is_ours() -> bool:
+    """Whether this process was started by `train`."""
+    return "CNN_TRAIN_PARENT" in os.environ
+
+
+def agreed(begin: Callable[[], tuple[Path, bool]], machine: Machine) -> tuple[Path, bool]:
+    """The folder that the first process begins, and whether it is resumed; told to the others that a launcher started.
+
+    Raises EnvError if the first does not answer.
+    """
+    if not machine.is_one_of_several:
+        return begin()
+    key = f"cnn_train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', os.environ.get('SLURM_RESTART_COUNT', '0'))}"
+    store = meeting_point(machine.rank == 0)
+    if machine.rank == 0:
+        folder, resume = begin()
+        store.set(key, json.dumps([str(folder.resolve()), resume]))
+        return folder, resume
+    try:
+        folder, resume = json.loads(store.get(key))
+    except RuntimeError as error:
+        raise EnvError(f"the first of {machine.num_processes} processes has not begun the run: {error}") from error
+    return Path(folder), resume
+
+
+def meeting_point(first: bool) -> Any:
+    """A key-value store that all processes reach: torchrun's own, or one that the first opens under SLURM."""
+    from torch.distributed import TCPStore
+
+    patience = timedelta(seconds=120)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    # Beside the port that torch.distributed takes; kept open for as long as the process lives.
+    store = TCPStore(slurm.main_address, slurm.main_port + 1, is_master=first, timeout=patience, wait_for_workers=False)
+    _stores.append(store)
+    return store
+
+
+_stores: list[Any] = []
 
 
 def train(folder: Path, resume: bool, count: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from cnn_train.tasks.task import Task
+    from cnn_train.training.loop import Loop
 
 
 # Of each step, digests of what went in and what came out: (name, digest) in the order of the computation.
@@ -42,61 +42,59 @@ def compare(which: str, first: Trace, other: Trace) -> str:
 def replay(
     cfg: "DictConfig", folder: Path | None, steps: int, trace: Trace, save_at: int | None = None, resume: bool = False
 ) -> None:
-    """Train `steps` steps and keep their digests; save a checkpoint after `save_at`, or go on from the one there is."""
-    from cnn_train.experiment.build import build_task
-    from cnn_train.experiment.network import build_network_and_data
+    """Train `steps` steps and keep their digests; save a checkpoint after `save_at`, or continue from it."""
+    from cnn_train.experiment.build import prepare
+    from cnn_train.experiment.hardware import Machine
     from cnn_train.experiment.state import set_epoch
-    from cnn_train.experiment.trainer import build_trainer, quiet_libraries
+    from cnn_train.experiment.trainer import quiet_libraries
     from cnn_train.runs import checkpoint
-    from cnn_train.training.callbacks.callback import Callback
+    from cnn_train.training.loop import Callback
 
     class Enough(BaseException):
         """The steps are done."""
 
     class Observer(Callback):
-        def on_step(self, task: "Task") -> None:
-            step = task.progress.step
-            trace[step] = [*kept, *weights(task)]
+        def on_step(self, loop: "Loop") -> None:
+            step = loop.progress.step
+            trace[step] = [*kept, *weights(loop)]
             kept.clear()
             if step == save_at and folder is not None:
-                checkpoint.save(task.training_state(), folder / "last.ckpt")
+                checkpoint.save(loop.training_state(), folder / "last.ckpt")
             if step >= steps:
                 raise Enough
 
     cfg = cfg.copy()
     cfg.logger = None
     with quiet_libraries():
-        network, data = build_network_and_data(cfg)
-        task = build_task(cfg, network, data)
-        task.callbacks = [Observer()]
-        trainer = build_trainer(cfg, folder or Path(tempfile.gettempdir()))
+        experiment = prepare(cfg, Machine.of(cfg.trainer), folder or Path(tempfile.gettempdir()), [Observer()])
         if resume and folder is not None:
-            task.resume_state = state = checkpoint.load(folder / "last.ckpt")
-            set_epoch(trainer, state["progress"]["epoch"])
-        kept = watch(task)
+            experiment.loop.resume_state = state = checkpoint.load(folder / "last.ckpt")
+            set_epoch(experiment.trainer, state["progress"]["epoch"])
+        kept = watch(experiment.loop)
         with suppress(Enough):
-            trainer.fit(task)
+            experiment.trainer.fit(experiment.loop)
 
 
-def watch(task: "Task") -> list[tuple[str, str]]:
+def watch(loop: "Loop") -> list[tuple[str, str]]:
     """Let the network keep, in the list given back, digests of its input, each layer's output and each gradient."""
     from torch import Tensor
+
+    from cnn_train.analysis.modules import leaves
 
     kept: list[tuple[str, str]] = []
 
     def before(module: object, inputs: "tuple[Tensor, ...]") -> None:
         kept.append(("the batch of images", digest(inputs[0])))
 
-    task.network.register_forward_pre_hook(before)
-    for name, module in task.network.named_modules():
-        if not any(True for _ in module.children()):
+    loop.network.register_forward_pre_hook(before)
+    for name, module in leaves(loop.network):
 
-            def after(module: object, inputs: object, output: object, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    kept.append((f"the output of {name}", digest(output)))
+        def after(module: object, inputs: object, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                kept.append((f"the output of {name}", digest(output)))
 
-            module.register_forward_hook(after)
-    for name, parameter in task.network.named_parameters():
+        module.register_forward_hook(after)
+    for name, parameter in loop.network.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(partial(keep_gradient, kept, name))
     return kept
@@ -106,12 +104,12 @@ def keep_gradient(kept: list[tuple[str, str]], name: str, gradient: "Tensor") ->
     kept.append((f"the gradient of {name}", digest(gradient)))
 
 
-def weights(task: "Task") -> list[tuple[str, str]]:
-    return [(f"the weights {name}", digest(tensor)) for name, tensor in task.network.state_dict().items()]
+def weights(loop: "Loop") -> list[tuple[str, str]]:
+    return [(f"the weights {name}", digest(tensor)) for name, tensor in loop.network.state_dict().items()]
 
 
 def digest(tensor: "Tensor") -> str:
-    """Of the bits, on the CPU."""
+    """A hash of a tensor's bytes."""
     from torch import uint8
 
     content = tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy()

@@ -1,55 +1,45 @@
 """Train the network that a config describes, and leave a run folder that explains itself."""
 
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from cnn_train import atomic
 from cnn_train.experiment import processes
+from cnn_train.experiment.hardware import Machine
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import secrets
+from cnn_train.runs.find import unfinished
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def train(cfg: DictConfig, folder: Path | None = None, resume: bool = False) -> dict[str, float]:
+def train(cfg: "DictConfig", folder: Path | None = None, resume: bool | Literal["auto"] = False) -> dict[str, float]:
     """Run the experiment and return its final metrics: `train/...`, `val/...` of the best epoch and `test/...`.
 
-    `folder` is the run's own folder, which with `resume` holds the state to go on from; None makes a new one under
-    `output_dir`. A resumed run may have more epochs than before: the schedule is then that of a run of this length.
+    `folder` is the run's own folder, which with `resume` holds the state that training continues from; None makes a new
+    one under `output_dir` or, with `resume="auto"`, continues the newest unfinished run of this very config. A resumed
+    run may have more epochs than before: the schedule is then that of a run of this length.
     """
-    from cnn_train.experiment.hardware import num_processes
-
+    machine = Machine.of(cfg.trainer)
     if folder is None:
-        folder = run_folder.create(Path(cfg.output_dir) / cfg.name)
-        run_folder.describe(folder, OmegaConf.to_yaml(cfg), run_folder.command_line())
-    if resume and not processes.is_one_of_several():
+        folder, resume = processes.agreed(lambda: begin(cfg, resume), machine)
+    if resume and machine.rank == 0 and not processes.is_ours():
         atomic.write_text(folder / "config.yaml", secrets.mask(OmegaConf.to_yaml(cfg)))
-    if (count := num_processes(cfg)) > 1 and not processes.is_one_of_several():
-        return processes.train(folder, resume, count)
-    from cnn_train.experiment.build import build_callbacks, build_task
-    from cnn_train.experiment.failures import saved_at_errors
-    from cnn_train.experiment.network import build_network_and_data
-    from cnn_train.experiment.results import check_smoke, evaluate_best, record_results, show_header, show_results
-    from cnn_train.experiment.state import restore, saved_state
-    from cnn_train.experiment.trainer import build_trainer, quiet_libraries
+    if machine.starts_processes:
+        return processes.train(folder, bool(resume), machine.num_processes)
+    from cnn_train.experiment.fit import fit  # after the processes that need it first
 
-    with run_folder.in_use(folder), quiet_libraries(), ExitStack() as stack:
-        network, data = build_network_and_data(cfg)
-        task = build_task(cfg, network, data)
-        callbacks = build_callbacks(cfg, task, folder)
-        saved = saved_state(folder) if resume else None
-        trainer = build_trainer(cfg, folder, saved)
-        start = restore(saved, folder, task, callbacks, trainer) if resume else ""
-        show_header(cfg, task, trainer, folder, start)
+    return fit(cfg, machine, folder, bool(resume))
 
-        stack.callback(callbacks.display.close)
-        with callbacks.checkpoints.signals(), saved_at_errors(task):
-            trainer.fit(task)
 
-        metrics = evaluate_best(task, trainer, folder)
-        if trainer.is_global_zero:
-            record_results(cfg, task, metrics, folder)
-            show_results(task, metrics, folder)
-        if cfg.trainer.smoke:
-            check_smoke(task, folder, metrics)
-    return metrics
+def begin(cfg: "DictConfig", resume: bool | Literal["auto"]) -> tuple[Path, bool]:
+    """The run's folder, and whether it holds a state to continue from."""
+    parent, text = Path(cfg.output_dir) / cfg.name, OmegaConf.to_yaml(cfg)
+    if resume == "auto" and (folder := unfinished(parent, text)) is not None:
+        return folder, True
+    folder = run_folder.create(parent)
+    run_folder.describe(folder, text, run_folder.command_line())
+    return folder, False

@@ -10,16 +10,10 @@ from torch import nn
 from cnn_train.layers.init import lsuv
 from cnn_train.layers.norm import WSConv2d
 from cnn_train.layers.pool import GlobalAvgPool
+from cnn_train.layers.protocols import Activation, Norm, innermost, says
 from cnn_train.layers.upsample import Bilinear
 
 Make = Callable[..., nn.Module]
-
-
-def innermost(make: Any) -> Any:
-    """The class or function in a partial, which Hydra's and our own make several of."""
-    while isinstance(make, partial):
-        make = make.func
-    return make
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class LayerFactory:
 
     @property
     def standardizes_weights(self) -> bool:
-        return getattr(innermost(self.norm_layer), "standardize_weights", False)
+        return says(self.norm_layer, Norm, "standardize_weights")
 
     @property
     def needs_images(self) -> bool:
@@ -58,7 +52,7 @@ class LayerFactory:
     def act(self, channels: int, paper: Make = nn.ReLU) -> nn.Module:
         """Make the chosen activation of (N, channels, ...), or the paper's. Every slot gets a module of its own."""
         make = self.act_layer or paper
-        return make(channels) if getattr(innermost(make), "takes_channels", False) else make()
+        return make(channels) if says(make, Activation, "takes_channels") else make()
 
     def pool(
         self,
@@ -73,7 +67,7 @@ class LayerFactory:
         return (self.pool_layer or paper)(kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
 
     def global_pool(self, channels: int, *, paper: Make = GlobalAvgPool) -> Any:
-        """Make what stands between the last map and the dense layers; flattened it has `out_features` values."""
+        """Make what stands between the last map and the dense layers: see `protocols.GlobalPool`."""
         return (self.global_pool_layer or paper)(channels)
 
     def upsample(self, channels: int, scale_factor: int, *, paper: Make = Bilinear) -> nn.Module:

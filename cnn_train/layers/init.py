@@ -6,11 +6,13 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cnn_train.layers.norm import NORMS, WSConv2d
+from cnn_train.layers.protocols import Residual
 from cnn_train.layers.upsample import Transposed
 
 Act = Callable[[], nn.Module]
@@ -37,7 +39,7 @@ def gain(act: Act) -> float:
 def fans(layer: nn.Module) -> tuple[float, float]:
     """Inputs that one output is summed from (fan-in), and outputs that one input goes to (fan-out).
 
-    Strides are not counted, as is usual, but in a transposed convolution: of its window only every stride-th weight
+    Strides are ignored, as usual, except in transposed convolutions, where only every stride-th weight of the window
     meets an input.
     """
     weight = layer.weight
@@ -51,7 +53,7 @@ def fans(layer: nn.Module) -> tuple[float, float]:
 
 
 def fan(weight: Tensor, mode: str) -> int:
-    """Fan-in or fan-out by the shape (out, in, ...) of a weight alone: that of dense layers and plain convolutions."""
+    """Fan-in or fan-out by the shape (out, in, ...) of a weight; right for dense layers and plain convolutions."""
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
     return {"fan_in": fan_in, "fan_out": fan_out}[mode]
 
@@ -101,14 +103,14 @@ def xavier_normal(module: nn.Module, act: Act = nn.Identity) -> None:
         nn.init.normal_(weight, 0.0, math.sqrt(2.0 / (fan_in + fan_out)))
 
 
-def he_normal(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
+def he_normal(module: nn.Module, act: Act = nn.ReLU, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """N(0, gain^2 / fan) with the gain of the activation in use (He et al. 2015, eq. 10; 2 / fan for ReLU)."""
     scale = gain(act)
     for weight, fan_in, fan_out in weights_and_fans(module):
         nn.init.normal_(weight, 0.0, scale / math.sqrt(_choose(mode, fan_in, fan_out)))
 
 
-def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: str = "fan_in") -> None:
+def he_uniform(module: nn.Module, act: Act = nn.ReLU, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Uniform with the variance of `he_normal`: U(+-gain sqrt(3 / fan))."""
     scale = gain(act)
     for weight, fan_in, fan_out in weights_and_fans(module):
@@ -145,7 +147,8 @@ def he_convolutions_normal_dense(module: nn.Module) -> None:
 
 def zero_last_norms(network: nn.Module) -> None:
     """Start each residual branch at zero: the scale of its block's `last_norm` (Goyal et al. 2017, section 5.1)."""
-    scales = [getattr(getattr(block, "last_norm", None), "weight", None) for block in network.modules()]
+    norms = [getattr(block, "last_norm", Residual.last_norm) for block in network.modules()]
+    scales = [getattr(norm, "weight", None) for norm in norms]
     learned = [scale for scale in scales if isinstance(scale, nn.Parameter)]
     if not learned:
         raise ValueError(

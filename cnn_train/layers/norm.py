@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnn_train.layers.protocols import Norm, says
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization (Wu & He 2018, eq. 7); the number of groups is fitted to divide any `num_channels`."""
@@ -97,6 +99,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
     CUDA alone, and DDP refuses it on the CPU.
     """
 
+    synchronized = True
+
     def forward(self, x: Tensor) -> Tensor:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not (self.training and distributed and torch.distributed.get_world_size() > 1):
@@ -124,7 +128,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 class LocalResponseNorm(nn.LocalResponseNorm):
     """Local response normalization across channels (Krizhevsky et al. 2012, section 3.3).
 
-    `num_channels` is taken to be like the others; the norm has no parameters. torch divides `alpha` by `size`, so the
+    `num_channels` is unused; it keeps the signature of the other norms. torch divides `alpha` by `size`, so the
     paper's alpha = 1e-4 over n = 5 channels is alpha = 5e-4 here; k = 2, beta = 0.75.
     """
 
@@ -239,7 +243,7 @@ class SwitchableNorm(nn.Module):
 class GroupNormWS(GroupNorm):
     """Group normalization after convolutions with standardized weights (Qiao et al. 2019)."""
 
-    standardize_weights = True  # LayerFactory then makes its convolutions `WSConv2d`.
+    standardize_weights = True
 
 
 class WSConv2d(nn.Conv2d):
@@ -274,6 +278,11 @@ NORMS = (
     FrozenBatchNorm,
     SwitchableNorm,
 )
+
+
+def synchronizes(network: nn.Module) -> bool:
+    """Does a norm of the network average over the joint batch of all processes in training?"""
+    return any(isinstance(m, nn.SyncBatchNorm) or says(m, Norm, "synchronized") for m in network.modules())
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.models.classification import builder
+from cnn_train.models.network import min_size, stages_of
 
 PROBE_SIZES = (1024, 512)
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
@@ -31,8 +32,8 @@ class Encoder(nn.Module):
     much as its input is now denser, so that the maps hold the old ones on a coarser grid. Poolings are not dilated;
     those that lose their stride are padded to keep the size, and even ones, which have no centre, become one wider (3x3
     in DeepLab v1).
-    `dilate_strided` dilates convolutions that lost their stride, too (PSPNet's and MobileNetV3's form).
-    `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` are those of training.
+    `dilate_strided` also dilates convolutions that lost their stride (PSPNet's and MobileNetV3's form).
+    `eval_output_stride` is another bound for evaluation mode; `channels` and `strides` hold in training mode.
 
     `multi_grid` multiplies the dilations of the last stage, block by block; `hybrid` gives the blocks of each dilated
     stage the rates of a pattern such as (1, 2, 5) in turn.
@@ -54,10 +55,9 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if stages is None:
-            if not hasattr(network, "stages"):
-                raise ValueError(f"{type(network).__name__} has no feature maps by stride; choose another encoder")
-            stages = network.stages  # type: ignore[assignment]
-        assert isinstance(stages, Sequence)
+            stages = stages_of(network)
+        if stages is None:
+            raise ValueError(f"{type(network).__name__} has no feature maps by stride; choose another encoder")
         used = {id(module) for stage in stages for module in stage.modules()}
         children = dict(_used_children(network, used))
         self.prefix = ""  # of our keys in the classification network
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
             self.add_module(name, child)
         # Views of the children above: a plain list, so that no parameter is registered twice.
         self.stages = list(stages)
-        self.min_size: int = getattr(network, "min_size", 1)
+        self.min_size = min_size(network)
 
         was_training = network.training
         network.eval()
@@ -201,7 +201,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _dilate(stages: Sequence[nn.Module], probe: Probe, output_stride: int, dilate_strided: bool) -> None:
-    """Bound the stride of every map by dilation, in place; `probe` is that of the network as it was."""
+    """Bound the stride of every map by dilation, in place; `probe` describes the network before."""
     maps, input_strides = probe
     reachable = [stride for _, stride in maps if stride]
     if output_stride not in reachable:
@@ -264,7 +264,7 @@ def _multiply_rates(stage: nn.Module, rates: Sequence[int]) -> None:
 
 
 def _repeat_rates(stages: Sequence[nn.Module], pattern: Sequence[int]) -> None:
-    """Give the blocks of dilated stages the rates of `pattern` in turn, instead of one and the same."""
+    """Give the blocks of each dilated stage the rates of `pattern` in turn instead of one rate."""
     for stage in stages:
         blocks = _blocks(stage)
         if not any(layer.dilation[0] > 1 for block in blocks for layer in _windows(block)):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cnn_train.errors import ConfigError
 from cnn_train.models.classification.densenet import from_old_torchvision
+from cnn_train.models.network import classification_name
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -22,7 +23,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
     stem = next((f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
     fitting, told = {}, []
     for name, weight in own.items():
-        given = state.get(name, state.get(_classification_name(network, name)))
+        given = state.get(name, state.get(classification_name(network, name)))
         if given is None:
             continue
         if given.ndim == 2 and given.numel() == weight.numel():
@@ -41,14 +42,6 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
         told.append(f"{len(others)} of {len(own)} tensors are not in it and start fresh ({some}, ...)")
     if told:
         print(f"{source}: {'; '.join(told)}", file=sys.stderr)
-
-
-def _classification_name(network: nn.Module, name: str) -> str:
-    """What a weight of a network that stands on a classification network is called there."""
-    part, _, rest = name.partition(".")
-    if part == "backbone":
-        return getattr(network.backbone, "prefix", "") + rest
-    return f"{getattr(network, 'dense_layers', {}).get(part, part)}.{rest}"
 
 
 def fold(weight: torch.Tensor, channels: int) -> torch.Tensor:

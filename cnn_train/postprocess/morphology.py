@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Morphology:
-    """Up to four steps, each off at 0, one after the other, in each of them the classes in the order given.
+    """Up to four steps in this order, each off at 0; a step takes the classes in the order given.
 
     1. `opening`: takes from a class what a disc of this radius (pixels) does not fit into. Pixels taken get the label
        that most of their labelled 8-neighbours have (the lowest of equals), from the edge inwards.
@@ -18,8 +18,8 @@ class Morphology:
     3. `min_region`: 4-connected regions of fewer pixels get the label that most pixels along their border have.
     4. `fill_holes`: 4-connected parts of the rest that a class encloses, of up to this many pixels, get its label.
 
-    Beyond the border the image is taken to go on as a step likes best, so a region is not worn off there. Pixels of
-    `ignore_index` keep their label, give it to no one and count as no class. `classes=None` means all.
+    Padding is chosen per step so that regions at the border are not eroded. Pixels of `ignore_index` keep their label,
+    give it to no other pixel and count as no class. `classes=None` means all.
     """
 
     opening: int = 0
@@ -36,7 +36,7 @@ class Morphology:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """(N, K, H, W) -> the same, but one-hot where the label changed; the images are not looked at."""
+        """(N, K, H, W) -> the same, but one-hot where the label changed; the images are not used."""
         before = probabilities.argmax(1)
         after = self.labels(before)
         one_hot = torch.zeros_like(probabilities).scatter_(1, after[:, None], 1)

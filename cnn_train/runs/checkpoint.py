@@ -12,7 +12,7 @@ import torch
 
 from cnn_train.errors import ConfigError, EnvError
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
@@ -129,6 +129,14 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     if problems:
         raise ConfigError(f"{'; '.join(problems)}; for a new run that starts from the best: weights={folder}/best.ckpt")
     return None, ""
+
+
+def best_in(folder: Path) -> Path:
+    """The checkpoint that a run is judged by: best.ckpt, or last.ckpt where no validation gave a number."""
+    for name in (BEST, LAST):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{folder} holds no {BEST} or {LAST}; train it first, or name a checkpoint file")
 
 
 def evaluated_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:

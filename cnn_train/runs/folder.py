@@ -48,12 +48,12 @@ def create(parent: Path) -> Path:
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path, first: bool = True) -> Iterator[None]:
     """Within: no other process trains in this folder, what a killed one left is gone, and log.txt tells how it ends.
 
     Of an error log.txt has the traceback. Only the first of several processes does this. Raises EnvError.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not first:
         yield
         return
     descriptor = _lock(folder)

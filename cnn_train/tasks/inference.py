@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnn_train.models.network import min_size
+
 # (images of 0..255, probabilities) -> probabilities: see cnn_train.postprocess.
 Postprocess = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,6 +48,11 @@ class Inference:
             raise ValueError(
                 f"inference.window is train, a side, [height,width] or null, got {self.window}; null is the whole image"
             )
+
+    @property
+    def sees_whole_images(self) -> bool:
+        """Whether it does nothing that a plain call of the network does not."""
+        return self.window is None and list(self.scales) == [1.0] and not self.flip
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -100,7 +107,7 @@ class Inference:
 def _padded(network: nn.Module, images: Tensor) -> Tensor:
     """The network's scores, of images that are made as large as it needs."""
     height, width = images.shape[-2:]
-    least = getattr(network, "min_size", 1)
+    least = min_size(network)
     below, right = max(least - height, 0), max(least - width, 0)
     if below or right:
         images = F.pad(images, (0, right, 0, below), mode="replicate")

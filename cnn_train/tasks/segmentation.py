@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from cnn_train.data.data import Batch
+from cnn_train.data.data import Batch, Data
 from cnn_train.tasks.inference import Inference, Postprocess, labels_of
 from cnn_train.tasks.pictures import Picture, segmentation_panel
-from cnn_train.tasks.task import Task
+from cnn_train.tasks.task import Measured, Task
 
 BOUNDARY = 0.02  # width of a boundary, as a part of the image's diagonal (Cheng et al. 2021, section 4)
 
@@ -20,61 +19,58 @@ BOUNDARY = 0.02  # width of a boundary, as a part of the image's diagonal (Cheng
 class Segmentation(Task):
     """Scores (N, K, H, W) against label maps (N, H, W); pixels of the data's ignore label count nowhere.
 
-    In evaluation scores come from `inference`, and labels from `postprocess`, if any, of their softmax. `rivals` are
-    other post-processings that are measured on the same scores: see `rival_metrics`.
+    In evaluation scores come from `inference`, and labels from `postprocess`, if any, of their softmax. `alternatives`
+    are further post-processings, scored on the same network output.
     """
 
     metric_names = ("loss", "miou", "pixel_acc", "mean_class_acc", "fw_iou", "boundary_iou")
     shown_metrics = ("miou", "pixel_acc", "loss")
-    per_class_metric = "IoU"
-    rival_metrics: list[dict[str, float]]
 
     def __init__(
         self,
-        *parts: Any,
+        loss: nn.Module,
+        data: Data,
+        aux_weight: float = 0.0,
+        *,
         inference: Inference = Inference(),  # noqa: B008  frozen
         postprocess: Postprocess | None = None,
+        alternatives: Sequence[Postprocess | None] = (),
     ):
-        super().__init__(*parts)
+        super().__init__(loss, data, aux_weight)
         self.inference = inference
-        self.postprocess = postprocess
-        self.rivals: Sequence[Postprocess | None] = ()
-
-    def setup(self, stage: str) -> None:
-        data = self.data
+        self.postprocesses = (postprocess, *alternatives)
         samples = max(map(data.size, data.splits))
-        self.counts = [PixelCounts(data.num_classes, data.ignore_index, samples) for _ in (None, *self.rivals)]
+        self.counts = [PixelCounts(data.num_classes, data.ignore_index, samples) for _ in self.postprocesses]
         self.on_device = nn.ModuleList(self.counts)  # where this module is, they are
 
-    def count_correct(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def infer(self, network: nn.Module, images: Tensor) -> Tensor:
+        return self.inference(network, images)
+
+    def count(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         counted = targets != self.data.ignore_index
         return ((scores.argmax(1) == targets) & counted).sum(), counted.sum()
 
-    def infer(self, images: Tensor) -> Tensor:
-        return self.inference(self.network, images)
-
-    def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
-        labels = labels_of(scores, 255 * images, self.postprocess, targets != self.data.ignore_index)
-        return segmentation_panel(images, targets, labels, self.data.num_classes)
-
-    def reset_metrics(self) -> None:
+    def reset(self) -> None:
         for counts in self.counts:
             counts.reset()
 
-    def update_metrics(self, scores: Tensor, batch: Batch) -> None:
-        images, counted = 255 * self.data.denormalize(batch.images), batch.targets != self.data.ignore_index
-        for postprocess, counts in zip((self.postprocess, *self.rivals), self.counts, strict=True):
+    def update(self, scores: Tensor, batch: Batch) -> Tensor:
+        counted = batch.targets != self.data.ignore_index
+        # Only post-processing looks at the images.
+        images = 255 * self.data.denormalize(batch.images) if any(self.postprocesses) else batch.images
+        for postprocess, counts in zip(self.postprocesses, self.counts, strict=True):
             counts.update(labels_of(scores, images, postprocess, counted), batch.targets, batch.indices)
+        right = self.counts[0].right
+        return torch.stack([torch.full_like(right, math.nan)] * 2 + [right], 1)
 
-    def compute_metrics(self) -> dict[str, float]:
-        (values, self.class_table, confusion), *rivals = (counts.compute() for counts in self.counts)
-        self.rival_metrics = [metrics for metrics, _, _ in rivals]
-        self.confusion_matrix = confusion.cpu()
-        self.per_class = dict(zip(self.data.class_names, self.class_table["IoU"], strict=True))
-        return values
+    def compute(self) -> Measured:
+        (metrics, table, confusion), *others = (counts.compute() for counts in self.counts)
+        worst = self.counts[0].worst
+        return Measured(metrics, table, confusion.cpu(), worst, [other for other, _, _ in others])
 
-    def worst_samples(self) -> list[int]:
-        return self.counts[0].worst
+    def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
+        labels = labels_of(scores, 255 * images, self.postprocesses[0], targets != self.data.ignore_index)
+        return segmentation_panel(images, targets, labels, self.data.num_classes)
 
 
 class PixelCounts(Metric):
@@ -86,6 +82,7 @@ class PixelCounts(Metric):
     image_iou: Tensor  # (samples)
     seen: Tensor  # (samples)
     worst: list[int]  # samples by their mean IoU, ascending, when last computed
+    right: Tensor  # (N) share of right pixels in each image of the last batch, float64
 
     def __init__(self, num_classes: int, ignore_index: int, samples: int):
         super().__init__()
@@ -103,6 +100,7 @@ class PixelCounts(Metric):
         image = torch.arange(number, device=labels.device).view(-1, 1, 1)
         cell = ((image * classes + targets) * classes + labels)[counted]
         each = torch.bincount(cell, minlength=number * classes**2).view(number, classes, classes)
+        self.right = each.diagonal(dim1=1, dim2=2).sum(1).double() / each.sum((1, 2))
         self.confusion += each.sum(0)
         self.boundary += boundary_counts(labels, targets, counted, classes)
         self.image_iou[indices] = class_iou(each).nanmean(1).nan_to_num(1.0).float()
@@ -120,7 +118,7 @@ class PixelCounts(Metric):
 
 
 def class_iou(counts: Tensor) -> Tensor:
-    """IoU of each class (..., K) by confusion matrices (..., K, K); NaN where it is neither there nor predicted."""
+    """IoU of each class (..., K) by confusion matrices (..., K, K); NaN for classes neither present nor predicted."""
     counts = counts.double()
     hit = counts.diagonal(dim1=-2, dim2=-1)
     return hit / (counts.sum(-1) + counts.sum(-2) - hit)
@@ -157,8 +155,8 @@ def boundary(labels: Tensor, width: int) -> Tensor:
 def segmentation_metrics(confusion: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Metrics of a confusion matrix (K, K) of pixel counts, rows true and columns predicted; and a table of classes.
 
-    IoU = TP / (TP + FP + FN) (Everingham et al. 2010). A class that is neither there nor predicted has IoU NaN and does
-    not enter the mean; frequency-weighted IoU weighs by true pixels (Long et al. 2015, section 5).
+    IoU = TP / (TP + FP + FN) (Everingham et al. 2010). A class neither present nor predicted has IoU NaN and does not
+    enter the mean; frequency-weighted IoU weighs by true pixels (Long et al. 2015, section 5).
     """
     iou = class_iou(confusion)
     counts = confusion.double()

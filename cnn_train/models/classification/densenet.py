@@ -6,7 +6,7 @@ behind one 3x3 convolution, whose norm is the first dense layer's, as in the aut
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class DenseNet(nn.Module):
         *,
         in_channels: int = 3,
         stem_channels: int = 64,
-        stem: str = "imagenet",
+        stem: Literal["imagenet", "small"] = "imagenet",
         dropout: float = 0.0,
         layers: LayerFactory,
     ):

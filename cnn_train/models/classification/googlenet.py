@@ -7,6 +7,7 @@ as in the release for Caffe.
 """
 
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,11 @@ class GoogLeNet(nn.Module):
         self,
         num_classes: int,
         *,
-        in_channels: int,
-        variant: str,
-        aux: bool,
-        dropout: float,
-        dropout_aux: float,
+        in_channels: int = 3,
+        variant: Literal["torchvision", "paper"] = "torchvision",
+        aux: bool = True,
+        dropout: float = 0.4,
+        dropout_aux: float = 0.7,
         layers: LayerFactory,
     ):
         super().__init__()
@@ -141,26 +142,9 @@ class GoogLeNet(nn.Module):
         return logits
 
 
-def googlenet(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    variant: str = "torchvision",
-    aux: bool = True,
-    dropout: float = 0.4,
-    dropout_aux: float = 0.7,
-    layers: LayerFactory = DEFAULT,
-) -> GoogLeNet:
+def googlenet(num_classes: int = 1000, *, layers: LayerFactory = DEFAULT, **options: Any) -> GoogLeNet:
     """GoogLeNet (Table 1): 13,004,888 parameters at 1000 classes, as torchvision's.
 
     6,624,904 without the auxiliary classifiers.
     """
-    return GoogLeNet(
-        num_classes,
-        in_channels=in_channels,
-        variant=variant,
-        aux=aux,
-        dropout=dropout,
-        dropout_aux=dropout_aux,
-        layers=layers,
-    )
+    return GoogLeNet(num_classes, layers=layers, **options)

@@ -5,7 +5,7 @@ with a bias of 1, of Jozefowicz, Zaremba & Sutskever, ICML 2015, https://proceed
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +105,12 @@ class RowLSTM(nn.Module):
         num_classes: int,
         *,
         in_channels: int,
-        cell: str,
-        row_width: int,
-        hidden_size: int,
-        num_layers: int,
-        forget_bias: float,
-        dropout: float,
+        cell: Literal["torch", "own"] = "torch",
+        row_width: int = 28,
+        hidden_size: int = 128,
+        num_layers: int = 1,
+        forget_bias: float = 1.0,
+        dropout: float = 0.0,
         layers: LayerFactory,
     ):
         super().__init__()
@@ -147,23 +147,8 @@ def lstm(
     num_classes: int = 10,
     *,
     in_channels: int = 1,
-    cell: Literal["torch", "own"] = "torch",
-    row_width: int = 28,
-    hidden_size: int = 128,
-    num_layers: int = 1,
-    forget_bias: float = 1.0,
-    dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(norm_layer=None),
+    **options: Any,
 ) -> RowLSTM:
     """An LSTM over rows: 82,186 parameters at 10 classes, rows of 28 pixels and one channel."""
-    return RowLSTM(
-        num_classes,
-        in_channels=in_channels,
-        cell=cell,
-        row_width=row_width,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        forget_bias=forget_bias,
-        dropout=dropout,
-        layers=layers,
-    )
+    return RowLSTM(num_classes, in_channels=in_channels, layers=layers, **options)

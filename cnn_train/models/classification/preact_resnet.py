@@ -9,7 +9,7 @@ basic blocks (18, 34 layers, not in the paper) send the shortcut past the activa
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -115,9 +115,9 @@ class PreActResNet(nn.Module):
         *,
         in_channels: int = 3,
         widths: Sequence[int] = (64, 128, 256, 512),
-        stem: str = "imagenet",
+        stem: Literal["imagenet", "small"] = "imagenet",
         stem_channels: int = 64,
-        shortcut: str = "projection",
+        shortcut: Literal["projection", "pad"] = "projection",
         stride_in_1x1: bool = False,
         split_after_act: bool = True,
         dropout: float = 0.0,
@@ -225,14 +225,17 @@ def preact_resnet152(num_classes: int = 1000, *, layers: LayerFactory = LayerFac
 def _cifar(block: type[nn.Module], num_classes: int, layers: LayerFactory, **options: Any) -> PreActResNet:
     """Three stages of 18 units (section 3.1), as ResNet-110 and ResNet-164 have."""
     defaults: dict[str, Any] = {"stem": "small", "stem_channels": 16, "widths": (16, 32, 64)}
-    return PreActResNet(block, (18, 18, 18), num_classes, layers=layers, **defaults | options)
+    options = defaults | options
+    return PreActResNet(block, (18, 18, 18), num_classes, layers=layers, **options)
 
 
 def preact_resnet110(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
     """Pre-activation ResNet-110 for CIFAR (1.7M in Table 3), no projections: 1,727,962 parameters at 10 classes."""
-    return _cifar(PreActBasicBlock, num_classes, layers, **{"shortcut": "pad"} | options)
+    options = {"shortcut": "pad"} | options
+    return _cifar(PreActBasicBlock, num_classes, layers, **options)
 
 
 def preact_resnet164(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
     """Pre-activation ResNet-164 for CIFAR (1.7M in Table 3), bottlenecks: 1,703,258 parameters at 10 classes."""
-    return _cifar(PreActBottleneck, num_classes, layers, **{"stride_in_1x1": True} | options)
+    options = {"stride_in_1x1": True} | options
+    return _cifar(PreActBottleneck, num_classes, layers, **options)

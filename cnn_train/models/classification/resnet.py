@@ -7,7 +7,7 @@ stages of width 16, 32, 64 and parameter-free shortcuts (option A). The plain ne
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -135,6 +135,8 @@ class ResNet(nn.Module):
     plain network. `zero_init_residual` starts each residual branch at zero (Goyal et al. 2017, section 5.1).
     """
 
+    min_size = 1
+
     def __init__(
         self,
         block: type[nn.Module] | partial,
@@ -143,8 +145,8 @@ class ResNet(nn.Module):
         *,
         in_channels: int = 3,
         widths: Sequence[int] = (64, 128, 256, 512),
-        stem: str = "imagenet",
-        shortcut: str = "projection",
+        stem: Literal["imagenet", "small"] = "imagenet",
+        shortcut: Literal["projection", "pad"] = "projection",
         residual: bool = True,
         stride_in_1x1: bool = False,
         zero_init_residual: bool = False,

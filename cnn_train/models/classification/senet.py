@@ -8,7 +8,7 @@ only.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -53,43 +53,41 @@ class SENetBottleneck(SEBottleneck):
             )
 
 
-class SENet(ResNet):
+def _senet(
+    block: type[nn.Module] | partial,
+    depths: Sequence[int],
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    deep_stem: bool = False,
+    ceil_pool: bool = False,
+    layers: LayerFactory,
+    **options: Any,
+) -> ResNet:
     """A ResNet of SE blocks: (N, in_channels, H, W) -> (N, num_classes).
 
     `deep_stem` is three 3x3 convolutions instead of one 7x7; `ceil_pool` rounds the size after the stem's pooling up.
     """
-
-    def __init__(
-        self,
-        block: type[nn.Module] | partial,
-        depths: Sequence[int],
-        num_classes: int,
-        *,
-        in_channels: int = 3,
-        stem: str = "imagenet",
-        deep_stem: bool = False,
-        ceil_pool: bool = False,
-        layers: LayerFactory,
-        **options: Any,
-    ):
-        super().__init__(block, depths, num_classes, in_channels=in_channels, stem=stem, layers=layers, **options)
-        if stem == "small":
-            return
-        if deep_stem:
-            conv1 = nn.Sequential(
-                layers.conv(in_channels, 64, 3, stride=2),
-                layers.norm(64),
-                layers.act(64),
-                layers.conv(64, 64, 3),
-                layers.norm(64),
-                layers.act(64),
-                layers.conv(64, self.conv1.out_channels, 3),
-            )
-            layers.init(conv1, paper=he_convolutions)
-            self.add_module("conv1", conv1)
-        if ceil_pool:
-            self.maxpool = layers.pool(3, 2, ceil_mode=True)
-            self.min_size = 3
+    network = ResNet(block, depths, num_classes, in_channels=in_channels, stem=stem, layers=layers, **options)
+    if stem == "small":
+        return network
+    if deep_stem:
+        conv1 = nn.Sequential(
+            layers.conv(in_channels, 64, 3, stride=2),
+            layers.norm(64),
+            layers.act(64),
+            layers.conv(64, 64, 3),
+            layers.norm(64),
+            layers.act(64),
+            layers.conv(64, network.conv1.out_channels, 3),
+        )
+        layers.init(conv1, paper=he_convolutions)
+        network.add_module("conv1", conv1)
+    if ceil_pool:
+        network.maxpool = layers.pool(3, 2, ceil_mode=True)
+        network.min_size = 3
+    return network
 
 
 def from_release(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,27 +111,35 @@ def _is_release(variant: str) -> bool:
 
 
 def seresnet50(
-    num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
-) -> SENet:
+    num_classes: int = 1000,
+    *,
+    variant: Literal["timm", "release"] = "timm",
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> ResNet:
     """SE-ResNet-50 (Table 1): 28,088,024 parameters at 1000 classes, as timm's."""
     release = _is_release(variant)
     options = {"ceil_pool": release, "stride_in_1x1": release} | options
-    return SENet(SEBottleneck, (3, 4, 6, 3), num_classes, layers=layers, **options)
+    return _senet(SEBottleneck, (3, 4, 6, 3), num_classes, layers=layers, **options)
 
 
 def seresnext50_32x4d(
-    num_classes: int = 1000, *, variant: str = "timm", layers: LayerFactory = LayerFactory(), **options: Any
-) -> SENet:
+    num_classes: int = 1000,
+    *,
+    variant: Literal["timm", "release"] = "timm",
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> ResNet:
     """SE-ResNeXt-50, 32 groups of 4 (Table 1): 27,559,896 parameters at 1000 classes, as timm's."""
     block = partial(SEBottleneck, groups=32, width_per_group=4)
     options = {"ceil_pool": _is_release(variant)} | options
-    return SENet(block, (3, 4, 6, 3), num_classes, layers=layers, **options)
+    return _senet(block, (3, 4, 6, 3), num_classes, layers=layers, **options)
 
 
 def senet154(
     num_classes: int = 1000, *, dropout: float = 0.2, layers: LayerFactory = LayerFactory(), **options: Any
-) -> SENet:
+) -> ResNet:
     """SENet-154 (appendix; ILSVRC 2017's winner): 115,088,984 parameters at 1000 classes, as timm's."""
     options = {"deep_stem": True, "ceil_pool": True} | options
     widths = (128, 256, 512, 1024)
-    return SENet(SENetBottleneck, (3, 8, 36, 3), num_classes, widths=widths, dropout=dropout, layers=layers, **options)
+    return _senet(SENetBottleneck, (3, 8, 36, 3), num_classes, widths=widths, dropout=dropout, layers=layers, **options)

@@ -8,6 +8,7 @@ trained network A; weights here start as torchvision's, by He et al. 2015, from 
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ PLAIN = LayerFactory(norm_layer=None)
 class VGG(nn.Module):
     """Five blocks of 3x3 convolutions and three dense layers: (N, in_channels, H, W) -> (N, num_classes).
 
-    `depths` is the number of convolutions in each block, `width` the channels of the first; all else goes with it.
+    `depths` is the number of convolutions in each block, `width` the channels of the first; all other layers are
+    proportional to it.
     """
 
     min_size = 32
@@ -33,9 +35,9 @@ class VGG(nn.Module):
         depths: Sequence[int],
         num_classes: int,
         *,
-        in_channels: int,
-        width: int,
-        dropout: float,
+        in_channels: int = 3,
+        width: int = 64,
+        dropout: float = 0.5,
         layers: LayerFactory,
     ):
         super().__init__()
@@ -73,49 +75,21 @@ class VGG(nn.Module):
         return self.classifier(self.flatten(self.avgpool(self.features(x))))
 
 
-def vgg11(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    width: int = 64,
-    dropout: float = 0.5,
-    layers: LayerFactory = PLAIN,
-) -> VGG:
+def vgg11(num_classes: int = 1000, *, layers: LayerFactory = PLAIN, **options: Any) -> VGG:
     """VGG-11 (Table 1, A): 132,863,336 parameters at 1000 classes, as torchvision's."""
-    return VGG((1, 1, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
+    return VGG((1, 1, 2, 2, 2), num_classes, layers=layers, **options)
 
 
-def vgg13(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    width: int = 64,
-    dropout: float = 0.5,
-    layers: LayerFactory = PLAIN,
-) -> VGG:
+def vgg13(num_classes: int = 1000, *, layers: LayerFactory = PLAIN, **options: Any) -> VGG:
     """VGG-13 (Table 1, B): 133,047,848 parameters at 1000 classes, as torchvision's."""
-    return VGG((2, 2, 2, 2, 2), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
+    return VGG((2, 2, 2, 2, 2), num_classes, layers=layers, **options)
 
 
-def vgg16(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    width: int = 64,
-    dropout: float = 0.5,
-    layers: LayerFactory = PLAIN,
-) -> VGG:
+def vgg16(num_classes: int = 1000, *, layers: LayerFactory = PLAIN, **options: Any) -> VGG:
     """VGG-16 (Table 1, D): 138,357,544 parameters at 1000 classes, as torchvision's."""
-    return VGG((2, 2, 3, 3, 3), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
+    return VGG((2, 2, 3, 3, 3), num_classes, layers=layers, **options)
 
 
-def vgg19(
-    num_classes: int = 1000,
-    *,
-    in_channels: int = 3,
-    width: int = 64,
-    dropout: float = 0.5,
-    layers: LayerFactory = PLAIN,
-) -> VGG:
+def vgg19(num_classes: int = 1000, *, layers: LayerFactory = PLAIN, **options: Any) -> VGG:
     """VGG-19 (Table 1, E): 143,667,240 parameters at 1000 classes, as torchvision's."""
-    return VGG((2, 2, 4, 4, 4), num_classes, in_channels=in_channels, width=width, dropout=dropout, layers=layers)
+    return VGG((2, 2, 4, 4, 4), num_classes, layers=layers, **options)

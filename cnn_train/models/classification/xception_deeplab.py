@@ -22,7 +22,7 @@ DEFAULT = LayerFactory(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
 
 
 class SeparableConvNorm(nn.Module):
-    """3x3 depthwise and 1x1 convolution with a norm after each, and with `act` an activation, too."""
+    """3x3 depthwise and 1x1 convolution with a norm after each; with `act` an activation follows each norm."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, act: bool, layers: LayerFactory):
         super().__init__()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
+from cnn_train.layers.protocols import innermost
 from cnn_train.layers.upsample import Bilinear, Nearest
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder, make_encoder
@@ -133,7 +134,7 @@ class DeepLabHead(nn.Sequential):
 
 def check_eval_upsample(output_stride: int | None, eval_output_stride: int | None, layers: LayerFactory) -> None:
     """Raise ValueError if the upsampling has learned one factor and evaluation needs another."""
-    chosen = getattr(layers.upsample_layer, "func", layers.upsample_layer)
+    chosen = innermost(layers.upsample_layer)
     if eval_output_stride not in (None, output_stride) and chosen not in (None, Bilinear, Nearest):
         raise ValueError(
             f"this upsampling has a fixed factor, but evaluation is at stride {eval_output_stride} and training at "
@@ -191,12 +192,14 @@ def deeplabv3(
 
 def deeplabv3_resnet50(num_classes: int = 21, *, layers: LayerFactory = LayerFactory(), **options: Any) -> EncoderHead:
     """DeepLab v3 on ResNet-50 with its auxiliary head (torchvision): 42,004,074 parameters at 21 classes."""
-    return deeplabv3(num_classes, encoder="resnet50", layers=layers, **TORCHVISION | options)
+    options = TORCHVISION | options
+    return deeplabv3(num_classes, encoder="resnet50", layers=layers, **options)
 
 
 def deeplabv3_resnet101(num_classes: int = 21, *, layers: LayerFactory = LayerFactory(), **options: Any) -> EncoderHead:
     """DeepLab v3 on ResNet-101 with its auxiliary head (torchvision): 60,996,202 parameters at 21 classes."""
-    return deeplabv3(num_classes, encoder="resnet101", layers=layers, **TORCHVISION | options)
+    options = TORCHVISION | options
+    return deeplabv3(num_classes, encoder="resnet101", layers=layers, **options)
 
 
 def deeplabv3_mobilenet_v3_large(

@@ -38,9 +38,9 @@ class FCN(nn.Module):
 
     `stride` is 32, 16 or 8: scores of pool4, and of pool3, are added before the last upsampling. With `pad_input` the
     first convolution pads by 100 and fc6 not at all, as in the release, which costs much on small images; without,
-    every convolution keeps the size. `scale_pool4` and `scale_pool3` are 0.01 and 1e-4 in the release's training at
-    once, 1 in the staged one. `learn_upsampling=False` keeps the transposed convolutions bilinear, as the release does.
-    `width` is that of VGG's first block, which all others go with.
+    every convolution keeps the size. `scale_pool4` and `scale_pool3` are 0.01 and 1e-4 to train in one go (the
+    release's at-once nets), 1 to train in stages. `learn_upsampling=False` keeps the transposed convolutions bilinear,
+    as the release does. `width` is the channels of VGG's first block; all other layers are proportional to it.
     """
 
     dense_layers: ClassVar[dict[str, str]] = {"fc6": "classifier.0", "fc7": "classifier.3"}  # in VGG

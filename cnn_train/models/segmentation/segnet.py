@@ -6,7 +6,7 @@ a pooling that has no maxima brings the bilinear one.
 """
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
 from cnn_train.layers.factory import Make
 from cnn_train.layers.init import he_convolutions
+from cnn_train.layers.protocols import innermost
 from cnn_train.layers.upsample import Bilinear, Unpool
 from cnn_train.models.classification import builder
 from cnn_train.models.encoder import Encoder
@@ -31,10 +32,10 @@ class SegNet(nn.Module):
         if encoder not in ("vgg11", "vgg13", "vgg16", "vgg19"):
             raise ValueError(f"segnet mirrors vgg11, vgg13, vgg16 or vgg19, got encoder={encoder}")
         network: Any = builder(encoder)(in_channels=in_channels, width=width, layers=layers)
-        has_maxima = layers.pool_layer is None or getattr(layers.pool_layer, "func", layers.pool_layer) is nn.MaxPool2d
+        has_maxima = layers.pool_layer is None or innermost(layers.pool_layer) is nn.MaxPool2d
         paper: Make = Unpool if has_maxima else Bilinear
         upsample = layers.upsample_layer or paper
-        by_position = getattr(upsample, "func", upsample) is Unpool
+        by_position = innermost(upsample) is Unpool
         if by_position and not has_maxima:
             raise ValueError("upsample=unpool needs the positions of maxima, which only pool=max has")
         # Cut around the poolings, which are ours, since they also give the positions.
@@ -83,7 +84,7 @@ def segnet(
     num_classes: int = 21,
     *,
     in_channels: int = 3,
-    encoder: str = "vgg16",
+    encoder: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = "vgg16",
     width: int = 64,
     dropout: float = 0.0,
     layers: LayerFactory = LayerFactory(),

@@ -7,7 +7,7 @@ convolution that halves them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +101,11 @@ class UNet(nn.Module):
         self,
         num_classes: int,
         *,
-        in_channels: int,
-        width: int,
-        depth: int,
-        padding: str,
-        dropout: float,
+        in_channels: int = 3,
+        width: int = 16,
+        depth: int = 4,
+        padding: Literal["same", "valid"] = "same",
+        dropout: float = 0.0,
         layers: LayerFactory,
     ):
         super().__init__()
@@ -151,7 +151,7 @@ class UNet(nn.Module):
         return before, given - size - before
 
     def _sizes(self, bottom: int) -> tuple[int, int]:
-        """Sizes of the input that has, and the output that comes of, a lowest map of `bottom` (28 in Fig. 1)."""
+        """Sizes of the input and of the output whose lowest map has `bottom` pixels a side (28 in Fig. 1)."""
         given = bottom + 4
         out = bottom
         for _ in range(self.depth):
@@ -204,30 +204,13 @@ class EncoderUNet(nn.Module):
         return self.upsample(self.outc(x), size=size)
 
 
-def unet(
-    num_classes: int = 21,
-    *,
-    in_channels: int = 3,
-    width: int = 16,
-    depth: int = 4,
-    padding: str = "same",
-    dropout: float = 0.0,
-    layers: LayerFactory = PLAIN,
-) -> UNet:
+def unet(num_classes: int = 21, *, layers: LayerFactory = PLAIN, **options: Any) -> UNet:
     """U-Net a quarter as wide as the paper's: 1,941,445 parameters at 21 classes.
 
     At width 64 it has 31,033,045, and 31,030,658 with the paper's one channel and two classes. With batch norm, two
     classes and width 64 it has 31,037,698, as milesial/Pytorch-UNet.
     """
-    return UNet(
-        num_classes,
-        in_channels=in_channels,
-        width=width,
-        depth=depth,
-        padding=padding,
-        dropout=dropout,
-        layers=layers,
-    )
+    return UNet(num_classes, layers=layers, **options)
 
 
 def unet_encoder(

@@ -1,1 +1,1 @@
-"""What watches training: it records, shows, saves and stops, and never changes a number."""
+"""What observes training: records, shows, saves, stops or rolls back."""

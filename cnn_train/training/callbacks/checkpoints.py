@@ -5,19 +5,21 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
+from cnn_train.errors import UserError
 from cnn_train.runs import checkpoint
 from cnn_train.runs.signals import Interrupted, handled_by
-from cnn_train.tasks.task import Task
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback, Loop
 
 
 class Stopped(Interrupted):
@@ -30,129 +32,96 @@ class Stopped(Interrupted):
         super().__init__(number, message)
 
 
-class Checkpoints(Callback):
-    """Writes last.ckpt every so often, at every epoch's end and at errors, and best.ckpt when `monitor` improves.
+class Checkpoints(Callback, Checkpoint):
+    """Writes last.ckpt every so often, at every epoch's end and at errors, and best.ckpt when the monitor improves.
 
-    `describe` gives what a checkpoint holds besides the state of training: config, class names, preprocessing. The one
-    before last.ckpt is previous.ckpt. With `keep_best` above 1, the best epochs are also in epoch-<n>.ckpt. A tie keeps
-    the earlier epoch.
+    The one before last.ckpt is previous.ckpt. With `keep_best` above 1, the best epochs are also in epoch-<n>.ckpt.
+    Lightning calls it after all other callbacks, so that their states are those of the same moment.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        monitor: str,
-        mode: str,
-        describe: Callable[[], dict[str, Any]],
-        every_minutes: float | None = 10.0,
-        every_steps: int | None = None,
-        keep_best: int = 1,
-    ):
-        self.folder = folder
-        self.monitor = monitor
-        self.sign = 1.0 if mode == "max" else -1.0
-        self.describe = describe
+    def __init__(self, every_minutes: float | None = 10.0, every_steps: int | None = None, keep_best: int = 1):
         self.every_minutes = every_minutes
         self.every_steps = every_steps
         self.keep_best = keep_best
-        self.kept: list[tuple[float, int]] = []  # (value, epoch), best first
-        self.since_best = 0  # validations
         self.signal: int | None = None
         self._vote: Vote | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
 
-    @property
-    def best(self) -> float | None:
-        return self.kept[0][0] if self.kept else None
+    def setup(self, trainer: L.Trainer, loop: Any, stage: str) -> None:
+        self.folder = Path(trainer.default_root_dir)
+        loop.best.keep = self.keep_best
 
-    @property
-    def best_epoch(self) -> int | None:
-        return self.kept[0][1] if self.kept else None
-
-    def save(self, task: Task, name: str) -> Path:
+    def save(self, loop: Loop, name: str) -> Path:
         path = self.folder / name
-        task.check_finite()
-        if task.trainer.is_global_zero:
-            best: dict[str, Any] = {"monitor": self.monitor, "value": self.best, "epoch": self.best_epoch}
-            best |= {"kept": [list(entry) for entry in self.kept], "since": self.since_best}
-            state = {**task.training_state(), "best": best, **self.describe()}
+        loop.check_finite()
+        if loop.trainer.is_global_zero:
+            state = {**loop.training_state(), **loop.description}
             checkpoint.save(state, path, self.folder / checkpoint.PREVIOUS if name == checkpoint.LAST else None)
-        self._saved_step = task.progress.step
+        self._saved_step = loop.progress.step
         self._saved_at = time.monotonic()
         return path
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on counting from the best of the checkpoint `state`."""
-        self.kept = [(value, epoch) for value, epoch in state["best"]["kept"]]
-        self.since_best = state["best"]["since"]
-
-    def on_step(self, task: Task) -> None:
-        asked = self._asked(task)
-        if asked is None and not self._due(task):
+    def on_step(self, loop: Loop) -> None:
+        asked = self._asked(loop)
+        if asked is None and not self._due(loop):
             return
         # Between the batches of one accumulated update, gradients are not in a checkpoint: wait for its end.
-        if not task.between_updates:
+        if not loop.between_updates:
             return
         if asked is not None:
-            raise Stopped(asked, self.save(task, checkpoint.LAST), task.progress.step)
-        if task.progress.step_in_epoch < task.progress.steps_per_epoch:  # the last step is saved with its validation
-            self.save(task, checkpoint.LAST)
+            raise Stopped(asked, self.save(loop, checkpoint.LAST), loop.progress.step)
+        if loop.progress.step_in_epoch < loop.progress.steps_per_epoch:  # the last step is saved with its validation
+            self.save(loop, checkpoint.LAST)
 
-    def _due(self, task: Task) -> bool:
-        if self.every_steps is not None and task.progress.step % self.every_steps == 0:
+    def _due(self, loop: Loop) -> bool:
+        if self.every_steps is not None and loop.progress.step % self.every_steps == 0:
             return True
         return self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
 
-    def on_validation_step(self, task: Task) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, loop: Any, *batch: Any) -> None:
         # Processes validate different numbers of batches and cannot agree here.
-        if self.signal is not None and task.trainer.world_size == 1:
-            task.leave_evaluation()
-            raise Stopped(self.signal, self.save(task, checkpoint.LAST), task.progress.step)
+        if self.signal is not None and trainer.state.fn == "fit" and trainer.world_size == 1:
+            loop.leave_evaluation()
+            raise Stopped(self.signal, self.save(loop, checkpoint.LAST), loop.progress.step)
 
-    def on_epoch_end(self, task: Task) -> None:
-        value = task.metrics.get(self.monitor) if task.validated else None
-        if value is not None:
-            self._rank(task, value)
-        path = self.save(task, checkpoint.LAST)
-        if (asked := self._asked(task, now=True)) is not None:
-            raise Stopped(asked, path, task.progress.step)
-
-    def _rank(self, task: Task, value: float) -> None:
-        """Save the epoch that ended if it is among the best, and only then remove the one that it displaces."""
-        before, epoch = self.best_epoch, task.progress.epoch
-        if value == value:
-            self.kept = sorted([*self.kept, (value, epoch)], key=lambda entry: (-self.sign * entry[0], entry[1]))
-        dropped = self.kept[self.keep_best :]
-        self.kept = self.kept[: self.keep_best]
-        self.since_best = 0 if self.best_epoch != before else self.since_best + 1
-        if self.best_epoch != before:
-            self.save(task, "best.ckpt")
-        if self.keep_best > 1 and (value, epoch) in self.kept:
-            self.save(task, f"epoch-{epoch}.ckpt")
-        for _, old in dropped:
-            if task.trainer.is_global_zero:
+    def on_train_epoch_end(self, trainer: L.Trainer, loop: Any) -> None:
+        """Save the epoch if it is among the best, then its state, and only then remove the one that it displaces."""
+        best, epoch = loop.best, loop.progress.epoch
+        if loop.validated and best.since == 0 and best.epoch == epoch:
+            self.save(loop, "best.ckpt")
+        if loop.validated and self.keep_best > 1 and epoch in [kept for _, kept in best.kept]:
+            self.save(loop, f"epoch-{epoch}.ckpt")
+        for old in best.dropped:
+            if trainer.is_global_zero:
                 (self.folder / f"epoch-{old}.ckpt").unlink(missing_ok=True)
+        path = self.save(loop, checkpoint.LAST)
+        if (asked := self._asked(loop, now=True)) is not None:
+            raise Stopped(asked, path, loop.progress.step)
 
-    def on_error(self, task: Task) -> None:
+    def on_exception(self, trainer: L.Trainer, loop: Any, exception: BaseException) -> None:
         """Keep what was reached before an error, where the state is that between two updates."""
-        if task.progress.step != self._saved_step and task.trainer.world_size == 1:
-            self.save(task, checkpoint.LAST)
+        if not isinstance(exception, Exception) or not loop.between_updates:
+            return
+        loop.leave_evaluation()
+        if loop.progress.step != self._saved_step and trainer.world_size == 1:
+            with suppress(UserError, RuntimeError):
+                self.save(loop, checkpoint.LAST)
 
-    def on_fit_end(self, task: Task) -> None:
-        if task.trainer.is_global_zero:
+    def on_fit_end(self, trainer: L.Trainer, loop: Any) -> None:
+        if trainer.is_global_zero:
             (self.folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
-    def _asked(self, task: Task, now: bool = False) -> int | None:
+    def _asked(self, loop: Loop, now: bool = False) -> int | None:
         """The signal that this process, or one of several, has got; all of them learn it at the same step."""
-        if task.trainer.world_size == 1:
+        if loop.trainer.world_size == 1:
             return self.signal
-        self._vote = self._vote or Vote(task.device)
+        self._vote = self._vote or Vote(loop.device)
         return self._vote(self.signal, now)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within: the first signal ends training after the running step, a second one at once."""
+        """Let the first signal end training after the running step, a second one at once."""
 
         def request(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
@@ -166,7 +135,7 @@ class Checkpoints(Callback):
 class Vote:
     """Lets processes agree on the largest number among theirs, without making a GPU wait.
 
-    On a GPU the answer comes some steps later, the same number of steps in each process, when it has long been there.
+    On a GPU the answer is read LAG steps late, on all processes alike, so that nobody waits for the copy.
     """
 
     LAG = 8
@@ -204,18 +173,3 @@ def requeue() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"\n  SLURM did not requeue job {job}: {error}"
     return f"\n  SLURM starts job {job} again"
-
-
-class EarlyStopping(Callback):
-    """Ends training after `patience` validations in a row without a better monitored value."""
-
-    def __init__(self, checkpoints: Checkpoints, patience: int):
-        self.checkpoints = checkpoints
-        self.patience = patience
-
-    def on_fit_start(self, task: Task) -> None:
-        self.on_epoch_end(task)  # A run that had stopped goes on to its results.
-
-    def on_epoch_end(self, task: Task) -> None:
-        if self.checkpoints.since_best >= self.patience:
-            task.trainer.should_stop = True

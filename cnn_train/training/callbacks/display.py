@@ -7,7 +7,9 @@ at least every 30 s.
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
+import lightning as L
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,9 +25,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from cnn_train.tasks.task import Task
-from cnn_train.training.callbacks.callback import Callback
-from cnn_train.training.callbacks.checkpoints import Checkpoints
+from cnn_train.training.loop import Callback, Loop
 
 PLAIN_SECONDS = 30.0
 REDRAW_SECONDS = 0.2
@@ -59,60 +59,65 @@ class Rate(ProgressColumn):
 class Display(Callback):
     """Progress of training over all epochs, and a line that stays for each."""
 
-    def __init__(self, mode: str, checkpoints: Checkpoints):
+    def __init__(self, mode: str):
         self.mode = mode
-        self.checkpoints = checkpoints
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.started = self.epoch_started = self.shown = time.monotonic()
-        self.images = 0
         self.bar: Progress | None = None
 
-    def on_step(self, task: Task) -> None:
+    def on_train_start(self, trainer: L.Trainer, loop: Any) -> None:
+        self.started = self.epoch_started = self.shown = time.monotonic()
+        self.images, self.first_step = loop.progress.images, loop.progress.step
+
+    def on_step(self, loop: Loop) -> None:
         now = time.monotonic()
         if self.mode == "none" or now - self.shown < (REDRAW_SECONDS if self.mode == "rich" else PLAIN_SECONDS):
             return
-        progress = task.progress
+        progress = loop.progress
         rate = (progress.images - self.images) / (now - self.shown)
         self.shown, self.images = now, progress.images
         if self.mode == "rich":
-            self._redraw(task, rate)
+            self._redraw(loop, rate)
         else:
-            left = (now - self.started) / progress.step * (progress.total_steps - progress.step)
+            per_step = (now - self.started) / (progress.step - self.first_step)
+            left = per_step * (progress.total_steps - progress.step)
             self.console.print(
-                f"epoch {progress.epoch + 1}/{task.recipe.max_epochs}  step {progress.step_in_epoch}/"
+                f"epoch {progress.epoch + 1}/{loop.recipe.max_epochs}  step {progress.step_in_epoch}/"
                 f"{progress.steps_per_epoch}  {rate:,.0f} img/s  {duration(left)} left"
             )
 
-    def _redraw(self, task: Task, rate: float) -> None:
-        progress = task.progress
+    def _redraw(self, loop: Loop, rate: float) -> None:
+        progress = loop.progress
         if self.bar is None:
             columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), Rate()]
             columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
             self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
-            self.row = self.bar.add_task("", total=progress.total_steps)
+            self.row = self.bar.add_task("", total=progress.total_steps, completed=self.first_step)
             self.bar.start()
-        description = f"epoch {progress.epoch + 1}/{task.recipe.max_epochs}"
+        description = f"epoch {progress.epoch + 1}/{loop.recipe.max_epochs}"
         self.bar.update(self.row, completed=progress.step, description=description, rate=rate, refresh=True)
 
-    def on_epoch_end(self, task: Task) -> None:
+    def on_epoch_end(self, loop: Loop) -> None:
         if self.mode == "none":
             return
         now = time.monotonic()
-        epoch, last = task.progress.epoch, task.recipe.max_epochs
+        epoch, last = loop.progress.epoch, loop.recipe.max_epochs
         parts = [f"epoch {epoch:>{len(str(last))}}/{last}"]
-        for name, value in task.metrics.items():
+        for name, value in loop.metrics.items():
             split, _, metric = name.partition("/")
-            if split == "train" or (split == "val" and task.validated and metric in task.shown_metrics):
+            if split == "train" or (split == "val" and loop.validated and metric in loop.task.shown_metrics):
                 parts.append(f"{name.replace('/', ' ')} {number(value)}")
         parts.append(duration(now - self.epoch_started))
         line = Text("  ".join(parts))
-        if self.checkpoints.best_epoch == epoch:
+        if loop.best.epoch == epoch:
             line.append("  best", style="bold green")
         (self.bar.console if self.bar else self.console).print(line)
         self.epoch_started = self.shown = now
-        self.images = task.progress.images
+        self.images = loop.progress.images
 
-    def close(self) -> None:
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Take the progress line away; also when training ends by an error."""
         if self.bar is not None:
             self.bar.stop()

@@ -4,16 +4,19 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lightning as L
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import leaves
 from cnn_train.atomic import write_text
 from cnn_train.data.random import seed_generators
 from cnn_train.errors import DivergedError
 from cnn_train.runs import checkpoint
-from cnn_train.tasks.task import Sums, Task
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback, Loop
+from cnn_train.training.progress import Sums
+from cnn_train.training.samples import names_of
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +32,28 @@ class NotFinite(Callback):
     first layer whose output or gradient was not finite; not_finite.json has the samples of its batch.
     """
 
-    def __init__(self, folder: Path, policy: str):
-        self.folder = folder
+    def __init__(self, policy: Literal["stop", "skip", "rollback"] = "stop"):
         self.policy = policy
         self.steps: list[int] = []
 
-    def on_not_finite(self, task: Task, step: int) -> None:
-        report = examine(task, step)
-        if task.trainer.is_global_zero:
+    def setup(self, trainer: L.Trainer, loop: Any, stage: str) -> None:
+        self.folder = Path(trainer.default_root_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self.steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = list(state["steps"])
+
+    def on_not_finite(self, loop: Loop, step: int) -> None:
+        report = examine(loop, step)
+        if loop.trainer.is_global_zero:
             write_text(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
         self.steps.append(step)
         in_a_row = self.steps[-MOST:] == list(range(step - MOST + 1, step + 1))
         if self.policy == "skip" and not in_a_row:
             log.warning("step %d skipped: %s", step, report["where"])
-        elif self.policy == "rollback" and len(self.steps) <= MOST and (saved := self._go_back(task)) is not None:
+        elif self.policy == "rollback" and len(self.steps) <= MOST and (saved := self._go_back(loop)) is not None:
             log.warning("step %d: %s; going on from the state of step %d", step, report["where"], saved)
         else:
             raise DivergedError(self._message(report))
@@ -58,73 +69,66 @@ class NotFinite(Callback):
             "trainer.gradient_clip=1 or trainer.on_nan=skip"
         )
 
-    def _go_back(self, task: Task) -> int | None:
+    def _go_back(self, loop: Loop) -> int | None:
         """Take the state of the last checkpoint, but go on with the batches that come now; its step."""
         state, _ = checkpoint.load_newest(self.folder)
         if state is None:
             return None
-        progress, now = state["progress"], task.progress
+        progress, now = state["progress"], loop.progress
         position = {"epoch": now.epoch, "step": now.step, "images": now.images}
-        task.load_training_state({**state, "progress": position, "curve": []})
+        loop.load_training_state({**state, "progress": position, "curve": []})
         if progress["epoch"] != now.epoch:
-            task.sums = Sums.zero(task.device)
-        task.optimizer.zero_grad(set_to_none=True)
+            loop.sums = Sums.zero(loop.device)
+        loop.optimizer.zero_grad(set_to_none=True)
         return progress["step"]
 
 
-def examine(task: Task, step: int) -> dict[str, Any]:
+def examine(loop: Loop, step: int) -> dict[str, Any]:
     """Run the batches of a step (counted from 1) again, on the weights before it, and tell where it goes wrong.
 
     Running statistics and gradients are left as this leaves them.
     """
-    progress, recipe = task.progress, task.recipe
+    progress, recipe = loop.progress, loop.recipe
     last = step - 1 - progress.epoch * progress.steps_per_epoch
     first = last - last % recipe.accumulate
-    where = {"device": task.device, "rank": task.trainer.global_rank, "world_size": task.trainer.world_size}
-    epoch = 0 if recipe.same_batches else progress.epoch
-    batches = task.data.train_batches(epoch, start=first, **where)  # type: ignore[arg-type]
-    watch = Watch(task.network)
+    now = progress.step
+    progress.step = progress.epoch * progress.steps_per_epoch + first
+    batches = loop.train_batches()
+    watch = Watch(loop.network)
     samples: list[int] = []
     loss, norm = math.nan, math.nan
-    task.optimizer.zero_grad(set_to_none=True)
-    now = progress.step
+    loop.optimizer.zero_grad(set_to_none=True)
     try:
         for position, batch in zip(range(first, last + 1), batches, strict=False):
             progress.step = progress.epoch * progress.steps_per_epoch + position
-            seed_generators(recipe.seed, progress.step, device=task.device)
+            seed_generators(recipe.seed, progress.step, device=loop.device)
             samples += batch.indices.tolist()
             watch.see("the images of the batch", batch.images)
-            with task.trainer.precision_plugin.forward_context():
-                outputs = task.network(task._to_network(batch.images))
-                value = task.total_loss(outputs, batch.targets)
+            with loop.trainer.precision_plugin.forward_context():
+                outputs = loop.network(loop.to_network(batch.images))
+                value = loop.task.total_loss(outputs, batch.targets)
             loss = float(value.detach())
             watch.see("the loss (every layer's output is finite)", value)
             value.backward()
-        gradients = [p.grad for p in task.parameters_in_order if p.grad is not None]
+        gradients = [p.grad for p in loop.parameters_in_order if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients)) if gradients else math.nan
-        for name, parameter in task.network.named_parameters():
+        for name, parameter in loop.network.named_parameters():
             if parameter.grad is not None:
                 watch.see(f"the gradient of {name}", parameter.grad)
     finally:
         progress.step = now
         watch.close()
-    task.optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.zero_grad(set_to_none=True)
     return {
         "step": step,
         "epoch": progress.epoch + 1,
         "loss": loss,
         "gradient_norm": norm,
-        "learning_rate": task.optimizer.param_groups[0]["lr"],
+        "learning_rate": loop.optimizer.param_groups[0]["lr"],
         "where": f"first not finite: {watch.first}" if watch.first else "it was finite when run again",
-        "losses_before": task.step_losses[-5:],
-        "samples": names_of(task, samples),
+        "losses_before": loop.curve.losses[-5:],
+        "samples": names_of(loop.data, "train", samples),
     }
-
-
-def names_of(task: Task, samples: list[int]) -> list[Any]:
-    """The files of training samples, or their indices where the data has no files."""
-    files = getattr(task.data.splits["train"], "samples", None)
-    return samples if files is None else [str(files[index][0]) for index in samples]
 
 
 class Watch:
@@ -134,8 +138,7 @@ class Watch:
         self.first = ""
         for name, parameter in network.named_parameters():
             self.see(f"the weights {name}", parameter)
-        leaves = [(name, m) for name, m in network.named_modules() if not any(True for _ in m.children())]
-        self.handles = [module.register_forward_hook(self._hook(name, module)) for name, module in leaves]
+        self.handles = [module.register_forward_hook(self._hook(name, module)) for name, module in leaves(network)]
 
     def see(self, what: str, value: Tensor) -> None:
         if not self.first and value.is_floating_point() and not bool(value.detach().isfinite().all()):
@@ -170,23 +173,29 @@ class LossWatch(Callback):
         self.seen = 0
         self.told: set[str] = set()
 
-    def on_step(self, task: Task) -> None:
-        if len(task.step_losses) == self.seen:
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": list(self.means), "told": sorted(self.told)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.means, self.told = list(state["means"]), set(state["told"])
+
+    def on_step(self, loop: Loop) -> None:
+        if len(loop.curve.losses) == self.seen:
             return
-        window = task.step_losses[self.seen :]
-        self.seen = len(task.step_losses)
+        window = loop.curve.losses[self.seen :]
+        self.seen = len(loop.curve.losses)
         self.means.append(sum(window) / len(window))
         first, last, least = self.means[0], self.means[-1], min(self.means)
         still = max(abs(mean - first) for mean in self.means) < 0.01 * abs(first)
         if last > 10 * max(least, 0.1) and last > first:
             advice = "a smaller optimizer.lr, scheduler.warmup_epochs or trainer.gradient_clip=1 usually helps"
-            self._tell(task, f"the loss explodes: {least:.3g} before, now {last:.3g}; {advice}")
-        elif still and len(self.means) >= 20 and task.progress.epoch >= 1:
+            self._tell(loop, f"the loss explodes: {least:.3g} before, now {last:.3g}; {advice}")
+        elif still and len(self.means) >= 20 and loop.progress.epoch >= 1:
             advice = "is optimizer.lr far too small or large, are units dead (callbacks=health), do the labels fit?"
-            self._tell(task, f"the loss stands still at {last:.4g}; {advice}")
+            self._tell(loop, f"the loss stands still at {last:.4g}; {advice}")
 
-    def _tell(self, task: Task, message: str) -> None:
+    def _tell(self, loop: Loop, message: str) -> None:
         what = message.partition(":")[0].partition(" at ")[0]
-        if what not in self.told and task.trainer.is_global_zero:
-            log.warning("step %d: %s", task.progress.step, message)
+        if what not in self.told and loop.trainer.is_global_zero:
+            log.warning("step %d: %s", loop.progress.step, message)
         self.told.add(what)

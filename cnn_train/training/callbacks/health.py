@@ -7,43 +7,51 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
+from cnn_train.analysis.modules import leaves
 from cnn_train.analysis.statistics import ENDS, RECTIFIERS, firing, moments, saturation, silent
-from cnn_train.tasks.task import Task
-from cnn_train.training.callbacks.callback import Callback
+from cnn_train.training.loop import Callback, Loop
 
 _TINY = 1e-12
 
 
 class Health(Callback):
-    """Logs, of one step in `every`, per layer: share of dead channels (rectifiers), of saturated values (sigmoid, tanh)
-    and of zeros, the gradient's norm and the update's norm by the weight's; per epoch the drift of activations.
+    """Logs, of one step in `every` (None: never), per layer: share of dead channels (rectifiers), of saturated values
+    (sigmoid, tanh) and of zeros, norms of the gradient and (by the weight's) of the update; per epoch the drift.
 
-    The drift is that between the means of the looked-at steps of an epoch and the one before: of an activation's mean,
-    in its former deviations, and of its deviation, as a share (the internal covariate shift of Ioffe & Szegedy 2015).
-    Of accumulated gradients the last batch's is shown. Reads only: training does not change by a bit.
+    Drift compares the means over an epoch's sampled steps with the epoch before: how far an activation's mean moved, in
+    standard deviations, and by what fraction its deviation changed (the internal covariate shift of Ioffe & Szegedy
+    2015).
+    Of accumulated gradients the last batch's is shown. Training does not change by a bit.
     """
 
-    def __init__(self, every: int, activations: bool = True):
+    def __init__(self, every: int | None = None):
         self.every = every
-        self.activations = activations  # off for a compiled network, which hooks would compile anew
+        self.activations = True
         self._values: dict[str, Tensor] = {}
         self._moments: dict[str, list[Tensor]] = defaultdict(list)
         self._before: dict[str, tuple[float, float]] = {}
         self._handles: list[Any] = []
         self._weights: dict[str, Tensor] = {}
 
-    def on_step(self, task: Task) -> None:
+    def on_train_start(self, trainer: L.Trainer, loop: Any) -> None:
+        # Hooks would compile a compiled network anew.
+        self.activations = loop.network._compiled_call_impl is None
+
+    def on_step(self, loop: Loop) -> None:
+        if self.every is None:
+            return
         if self._handles:
             self._detach()
-            self._log(task)
-        if self._is_next(task) and task.logger is not None and task.trainer.is_global_zero:
-            self._attach(task)
+            self._log(loop)
+        if self._is_next(loop) and loop.loggers and loop.trainer.is_global_zero:
+            self._attach(loop)
 
-    def on_epoch_end(self, task: Task) -> None:
-        if task.logger is None or not self._moments:
+    def on_epoch_end(self, loop: Loop) -> None:
+        if not loop.loggers or not self._moments:
             return
         names = list(self._moments)
         averages = torch.stack([torch.stack(self._moments[name]).mean(0) for name in names]).tolist()
@@ -56,30 +64,29 @@ class Health(Callback):
             self._before[name] = (mean, deviation)
         self._moments.clear()
         if drift:
-            task.logger.log_metrics(drift, task.progress.step)
+            loop.record(drift)
 
-    def on_fit_end(self, task: Task) -> None:
+    def on_fit_end(self, trainer: L.Trainer, loop: Any) -> None:
         self._detach()
         self._weights.clear()
 
-    def _is_next(self, task: Task) -> bool:
+    def _is_next(self, loop: Loop) -> bool:
         """Is the next step to be looked at: the first update after `every` steps?"""
-        progress, accumulate = task.progress, task.recipe.accumulate
+        progress, accumulate = loop.progress, loop.recipe.accumulate
         position = progress.step_in_epoch % max(progress.steps_per_epoch, 1)
         if (position + 1) % accumulate and position + 1 != progress.steps_per_epoch:
             return False
+        assert self.every is not None
         return (progress.step + 1) % self.every < accumulate or self.every <= accumulate
 
-    def _attach(self, task: Task) -> None:
-        self._weights = {name: p.detach().clone() for name, p in _weights(task.network)}
-        scaler = getattr(task.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        for name, parameter in _weights(task.network):
+    def _attach(self, loop: Loop) -> None:
+        self._weights = {name: p.detach().clone() for name, p in _weights(loop.network)}
+        scale = 1.0 if loop.scaler is None else float(loop.scaler.get_scale())
+        for name, parameter in _weights(loop.network):
             self._handles.append(parameter.register_hook(self._gradient(name, scale)))
         if self.activations:
-            for name, module in task.network.named_modules():
-                if not any(True for _ in module.children()):
-                    self._handles.append(module.register_forward_hook(self._activation(name)))
+            for name, module in leaves(loop.network):
+                self._handles.append(module.register_forward_hook(self._activation(name)))
         if not self._handles:
             self._weights.clear()
 
@@ -111,18 +118,18 @@ class Health(Callback):
 
         return hook
 
-    def _log(self, task: Task) -> None:
+    def _log(self, loop: Loop) -> None:
         with torch.no_grad():
-            for name, parameter in _weights(task.network):
+            for name, parameter in _weights(loop.network):
                 if name in self._weights:
                     old = self._weights[name]
                     ratio = (parameter.detach() - old).norm() / old.norm().clamp(min=_TINY)
                     self._values[f"health/update_to_weight/{name}"] = ratio.float()
         self._weights.clear()
-        if self._values and task.logger is not None:
+        if self._values and loop.loggers:
             names = list(self._values)
             values = torch.stack([self._values[name].reshape(()) for name in names]).tolist()
-            task.logger.log_metrics(dict(zip(names, values, strict=True)), task.progress.step)
+            loop.record(dict(zip(names, values, strict=True)))
         self._values.clear()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from cnn_train.analysis.modules import in_mode
 from cnn_train.analysis.operations import expand
 from cnn_train.analysis.trace import check_size, is_norm, main_map
 
@@ -70,7 +71,6 @@ def probe_places(
     image = torch.full((1, *size), 0.5, dtype=torch.float64, requires_grad=True)
     modules = dict(module.named_modules())
     maps: dict[str, Tensor] = {}
-    modes = {m: m.training for m in modules.values()}
 
     def store(name: str) -> Callable[..., None]:
         def hook(m: nn.Module, _: Any, output: Any) -> None:
@@ -79,8 +79,7 @@ def probe_places(
         return hook
 
     with ExitStack() as stack:
-        for m in modes:
-            m.training = False
+        for m in modules.values():
             if is_norm(m):
                 stack.callback(_replace_forward(m, lambda x, *_, **__: x))
             elif isinstance(m, nn.RNNBase):
@@ -89,12 +88,8 @@ def probe_places(
             if name not in modules:
                 raise ValueError(f"no layer {name!r}; layers are named as in named_modules()")
             stack.callback(modules[name].register_forward_hook(store(name)).remove)
-        try:
-            with torch.enable_grad(), _Summing(gates):
-                module(_Even.apply(image))
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
+        with in_mode(module, training=False), torch.enable_grad(), _Summing(gates):
+            module(_Even.apply(image))
     result = {}
     for name, unit in places:
         y = maps[name]

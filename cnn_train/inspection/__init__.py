@@ -1,0 +1,1 @@
+"""What each layer of a network sees, weighs and costs, as text and as pictures."""

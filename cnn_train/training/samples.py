@@ -1,0 +1,30 @@
+"""Samples by name, and pictures of predictions for them."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from cnn_train.analysis.modules import in_mode
+from cnn_train.data.data import Data
+from cnn_train.tasks.pictures import Picture
+from cnn_train.training.loop import Loop
+
+
+def names_of(data: Data, split: str, samples: Sequence[int]) -> list[Any]:
+    """The files of samples, or their indices where the data has no files."""
+    files = getattr(data.splits[split], "samples", None)
+    return list(samples) if files is None else [str(files[index][0]) for index in samples]
+
+
+@torch.no_grad()
+def sample_panel(loop: Loop, split: str, count: int, worst: bool = False) -> Picture:
+    """Predictions for the first images of a split, or for the worst of its last evaluation."""
+    data, network = loop.data, loop.network
+    chosen = loop.worst[split][:count] if worst else range(min(count, data.size(split)))
+    raw, targets = data.samples(split, chosen, device=loop.device)
+    images = loop.to_network(data.to_input(raw))
+    with in_mode(network, training=False), loop.ema.swap() if loop.ema is not None else nullcontext():
+        scores = loop.task.infer(network, images)
+    return loop.task.panel(data.denormalize(images), targets, scores)
