@@ -19,9 +19,10 @@ from cnn_train.config.compose import compose
 from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
 from cnn_train.sweep import start, system
-from cnn_train.sweep.axes import Axes
 from cnn_train.sweep.job import Job
+from cnn_train.sweep.metrics import known_metrics, task_of
 from cnn_train.sweep.places import places
+from cnn_train.sweep.plan import expand
 from cnn_train.sweep.progress import duration, last_line
 from cnn_train.sweep.ranking import Objective, best
 
@@ -38,9 +39,7 @@ def run(worker: list[str], tmp_path: Path, *overrides: str) -> tuple[int, Path]:
 
 
 def changes(*overrides: str) -> list[str]:
-    axes = Axes.read(overrides, Choices.find())
-    axes.refuse_intervals()
-    return [" ".join(changed) for changed, _ in axes.product()]
+    return [" ".join(changed) for changed, _ in expand(overrides, Choices.find())]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +193,16 @@ def test_bad_input_is_told_before_any_job_starts(worker, tmp_path, words, told):
     with pytest.raises(ConfigError, match=told):
         start.start([f"output_dir={tmp_path / 'out'}", *words], worker=worker)
     assert not (tmp_path / "out").exists()
+
+
+def test_metrics_are_known_without_torch():
+    """As the tasks have them: if their sources say it elsewhere, this must learn it."""
+    from cnn_train.tasks.classification import Classification
+    from cnn_train.tasks.segmentation import Segmentation
+
+    assert known_metrics(compose()) == {f"val/{name}" for name in Classification.metric_names}
+    assert known_metrics(compose(["model=fcn32s"])) == {f"val/{name}" for name in Segmentation.metric_names}
+    assert task_of(compose(["data=voc", "data.root=."])) == "segmentation"
 
 
 def test_an_error_in_a_sweep_keeps_its_lists_in_the_line_to_try(worker):

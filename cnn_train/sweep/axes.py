@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-
 from cnn_train.config.choices import Choices
-from cnn_train.config.overrides import parse
+from cnn_train.config.overrides import Override, parse
 from cnn_train.errors import ConfigError
 
 SEED = "seed"  # not an axis like others: its values repeat an experiment
@@ -129,7 +127,7 @@ def axis(override: Override, choices: Choices) -> Axis:
     """The axis that one swept word is."""
     word, key = override.input_line or "", override.get_key_element()
     value: Any = override.value()
-    if isinstance(value, IntervalSweep):
+    if override.is_interval_sweep():
         low, high = value.start, value.end
         if low is None or high is None or not low < high:
             raise ConfigError(f"{word}: an interval goes from a smaller to a larger number")
@@ -139,7 +137,7 @@ def axis(override: Override, choices: Choices) -> Axis:
         if unknown:
             raise ConfigError(f"{word}: tag() takes log, got {', '.join(sorted(unknown))}")
         return Axis(key, word, [], float(low), float(high), isinstance(low, int), "log" in value.tags)
-    if isinstance(value, ChoiceSweep) and any(isinstance(item, ChoiceSweep | RangeSweep) for item in value.list):
+    if any(hasattr(item, "shuffle") for item in getattr(value, "list", ())):  # a sweep inside a sweep
         error = ConfigError(f"{word}: a list of values has no range() or choice() in it; write the values out")
         if flat := flattened(value):
             error.add_note(f"try: {key}={','.join(flat)}")
@@ -151,11 +149,11 @@ def axis(override: Override, choices: Choices) -> Axis:
     return Axis(key, word, list(dict.fromkeys(values)))
 
 
-def flattened(value: ChoiceSweep) -> list[str]:
+def flattened(value: Any) -> list[str]:
     """The single values of a list that holds ranges; [] if it holds anything else."""
     flat: list[str] = []
     for item in value.list:
-        if isinstance(item, RangeSweep) and isinstance(item.start, int) and isinstance(item.stop, int):
+        if isinstance(getattr(item, "start", None), int) and isinstance(item.stop, int):
             flat += [str(number) for number in range(item.start, item.stop, int(item.step))]
         elif isinstance(item, int | float | str):
             flat.append(str(item))

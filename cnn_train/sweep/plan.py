@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cnn_train.config.choices import Choices
 from cnn_train.config.compose import Composer
 from cnn_train.config.overrides import line_of, parse
 from cnn_train.errors import ConfigError
@@ -197,3 +198,10 @@ def combined(old: Sequence[str], new: Sequence[str], planner: Planner) -> Axes:
             raise ConfigError(f"{word}: an interval stays as it is; sweep.trials=N draws more from it")
         axis.values += [value for value in extra.values if value not in axis.values]
     return axes
+
+
+def expand(overrides: Sequence[str], choices: Choices) -> Iterator[tuple[list[str], list[str]]]:
+    """Each combination of the lists in a line as its varied words and its whole line; later keys vary fastest."""
+    axes = Axes.read(overrides, choices)
+    axes.refuse_intervals()
+    return axes.product()
