@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import difference, leftovers
+from kills import leftovers, unequal
 from sweeps import begin, end, newest, processes_of, records, states
 
+from cnn_train.runs import checkpoint
 from cnn_train.sweep import start, system
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,20 @@ def cnn_train(*words: str, code: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def difference(folder: Path, other: Path) -> str:
+    """What differs between the results of two runs, bit by bit, but where their folders are; "" if nothing."""
+    for name in ("last.ckpt", "best.ckpt"):
+        states = [checkpoint.load(path / name) for path in (folder, other)]
+        for state in states:
+            del state["config"]
+        if found := unequal(*states, name):
+            return found
+    for name in ("metrics.csv", "metrics.json"):
+        if (folder / name).read_bytes() != (other / name).read_bytes():
+            return name
+    return ""
 
 
 @pytest.mark.slow

@@ -178,9 +178,10 @@ def published_words(published: Mapping[str, Any], words: Sequence[str]) -> list[
     found = []
     for key, values in published.items():
         if key not in given:
-            text = ",".join(map(text_of, values)) if isinstance(values, list) else text_of(values)
-            if isinstance(values, list) and len(values) == 1:
-                text = f"choice({text})"
+            text = str(values)  # as it would be typed: a,b or range(0,3)
+            if isinstance(values, list):
+                text = ",".join(map(text_of, values))
+                text = text if len(values) > 1 else f"choice({text})"
             found.append(f"{key}={text}")
     return found
 
