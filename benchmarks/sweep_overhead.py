@@ -58,9 +58,9 @@ def joblib(folder: Path) -> bool:
     (folder / "conf.yaml").write_text("defaults:\n  - override hydra/launcher: joblib\nseed: 0\n")
     script = folder / "script.py"
     script.write_text(
-        "import hydra\nfrom hydra.core.global_hydra import GlobalHydra\n"
+        "import hydra\n"
         "@hydra.main(config_path='.', config_name='conf', version_base='1.3')\n"
-        "def main(cfg):\n    GlobalHydra.instance().clear()\n"
+        "def main(cfg):\n"
         "    from cnn_train.config.compose import compose\n    from cnn_train.experiment.train import train\n"
         f"    train(compose([*{EPOCH!r}, f'seed={{cfg.seed}}', 'output_dir={folder / 'joblib'}']))\n"
         "main()\n"

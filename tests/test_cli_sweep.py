@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sweeps import COMMON, begin, end, newest, records, states, stub, sweep, until
 
+from cnn_train.cli.guard import guarded
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
@@ -275,6 +276,35 @@ def test_a_signal_lets_every_job_save_and_leaves_none_behind(worker, tmp_path, n
     told = out.read_text()
     assert "stopping 1 running job" in told and "Traceback" not in told and "sweep.csv" in told
     assert told.endswith(f"1 stopped, 1 waiting\ncontinue: cnn-train resume {folder}\n")
+
+
+@pytest.mark.parametrize("words", [["sweep=tpe"], ["sweep.prune=median"]])
+def test_a_missing_extra_is_told_before_there_is_a_folder(worker, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "cnn_train.sweep.sampling", raising=False)
+    monkeypatch.delattr("cnn_train.sweep.sampling", raising=False)
+    line = ["norm=bn,gn", *words, f"output_dir={tmp_path / 'out'}"]
+    assert guarded(lambda: start.start(line, worker=worker)) == 4
+    error = capsys.readouterr().err
+    assert "the package optuna is not installed" in error and "try: pip install" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_composing_works_inside_a_program_of_hydras(tmp_path):
+    """And leaves that program's own Hydra as it was."""
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import hydra\nfrom hydra.core.global_hydra import GlobalHydra\n"
+        "@hydra.main(config_path='.', config_name='mine', version_base='1.3')\n"
+        "def main(cfg):\n    from cnn_train.config.compose import compose\n"
+        "    before = GlobalHydra.instance().hydra\n"
+        "    print(compose(['norm=gn']).choices.norm, GlobalHydra.instance().hydra is before is not None)\nmain()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), f"hydra.run.dir={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.split() == ["gn", "True"], done.stderr
 
 
 @pytest.mark.slow

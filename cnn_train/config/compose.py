@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -187,11 +188,15 @@ class Composer:
         if search:
             quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in search)
             lines.append(f"hydra.searchpath=[{quoted}]")
+        outer = GlobalHydra.instance()
+        around, outer.hydra = outer.hydra, None  # of somebody's own @hydra.main
         try:
             with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
                 return hydra_compose(name, overrides=lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(f"cannot compose {' '.join(selected) or name}: {first_line(error)}") from error
+        finally:
+            GlobalHydra.instance().hydra = around
 
 
 def differences(one: tuple[str, ...], other: tuple[str, ...]) -> list[int] | None:

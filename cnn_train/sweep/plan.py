@@ -64,6 +64,9 @@ class Planner:
             raise error
         first = {key: axis.corners()[0] for key, axis in self.axes.axes.items()}
         _, config = self.job(*self.axes.line(first))
+        if config.sweep.prune is not None:
+            import cnn_train.sweep.sampling  # noqa: F401  is told before there is a folder, if Optuna is missing
+
         if config.sweep.sampler in ("grid", "list"):
             self.axes.refuse_intervals()
         elif config.sweep.trials is None:
