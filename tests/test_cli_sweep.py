@@ -16,7 +16,7 @@ from sweeps import COMMON, begin, end, newest, records, states, stub, sweep, unt
 
 from cnn_train.cli.guard import guarded
 from cnn_train.config.choices import Choices
-from cnn_train.config.compose import compose
+from cnn_train.config.compose import Composer, compose
 from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
 from cnn_train.sweep import start, system
@@ -288,6 +288,27 @@ def test_a_missing_extra_is_told_before_there_is_a_folder(worker, tmp_path, caps
     error = capsys.readouterr().err
     assert "the package optuna is not installed" in error and "try: pip install" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        ("norm=bn,gn,none", "act=paper,elu"),
+        ("model=lenet5,fcn32s", "norm=bn,gn"),
+        ("optimizer=sgd,adam", "trainer=cpu,smoke"),
+    ],
+)
+def test_configs_put_together_are_those_that_hydra_composes(lists):
+    """Also where a model brings choices of its own, so that they are not independent."""
+    composer = Composer()
+    calls = []
+    by_hydra = composer._compose_by_hydra
+    composer._compose_by_hydra = lambda selected: calls.append(selected) or by_hydra(selected)
+    lines = [line for _, line in expand([*lists, "seed=3"], Choices.find())]
+    for line in lines:
+        assert composer.compose(line) == Composer().compose(line), line
+    independent = not lists[0].startswith("model")
+    assert (len(calls) < len(lines)) == independent
 
 
 def test_composing_works_inside_a_program_of_hydras(tmp_path):

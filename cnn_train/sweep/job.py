@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -80,6 +81,8 @@ class Job:
             self.state = "waiting"
         elif self.state == "running" and not owned and run_folder.is_free(self.folder):
             self.state = "stopped"
+        if self.state == "running":  # recorded when it began
+            self.seconds += max(time.time() - (self.folder / RECORD).stat().st_mtime, 0.0)
 
     def settle(self) -> None:
         """Write down what became of the job while no sweep was there to do so."""
