@@ -14,6 +14,7 @@ import pytest
 from sweeps import COMMON, begin, end, newest, processes_of, records, results, states, stub, sweep, until
 
 from cnn_train.errors import ConfigError, EnvError
+from cnn_train.runs import folder as run_folder
 from cnn_train.sweep import folder as folders
 from cnn_train.sweep import start, system
 
@@ -157,7 +158,7 @@ def test_a_second_process_is_refused_and_a_killed_first_one_leaves_nothing_runni
     os.kill(child, signal.SIGKILL)
     assert end(child) == -signal.SIGKILL
     killed = time.monotonic()
-    until(lambda: not processes_of(folder))
+    until(lambda: not processes_of(folder) and all(run_folder.is_free(folder / name) for name in "01"))
     assert time.monotonic() - killed < 30
     assert (folder / "0" / "saved").exists() and (folder / "1" / "saved").exists()
     start.status(folder)

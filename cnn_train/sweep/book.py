@@ -38,6 +38,7 @@ class Book:
         self.configs: list[DictConfig] = []
         self.goal = objective(settings)
         self.exhausted = False
+        self.to_prepare: dict[int, Planned] = {}  # by the job's number
         self._git: tuple[str | None, str] | None = None
         self._sampler: Sampler | None = None
         self._pruner = self.pruner()
@@ -118,7 +119,7 @@ class Book:
         return self.planner
 
     def add(self, planned: Sequence[Planned]) -> list[Job]:
-        """Write the plan down, then make the folders of the new jobs; the jobs."""
+        """Write the plan down; the new jobs, whose folders `prepare` makes when they start or there is time."""
         new = [job for job, _ in planned]
         names = [job.folder.name for job in self.sweep.jobs]
         width = len(names[0]) if names else len(str(max(len(new), self.trials()) - 1))
@@ -126,9 +127,18 @@ class Book:
             job.folder = self.sweep.folder / f"{job.number:0{width}}"
         self.sweep.jobs += new
         self.sweep.save()
-        prepare(planned, self.git())
+        self.git()
+        self.to_prepare |= {job.number: (job, config) for job, config in planned}
         self.configs += [config for _, config in planned]
         return new
+
+    def prepare(self, job: Job | None = None) -> bool:
+        """Make the folder of a job, or of any that has none; whether there was one to make."""
+        number = next(iter(self.to_prepare), -1) if job is None else job.number
+        planned = self.to_prepare.pop(number, None)
+        if planned is not None:
+            prepare([planned], self.git())
+        return planned is not None
 
     def git(self) -> tuple[str | None, str]:
         """The commit; the uncommitted changes are in the sweep's own folder, once."""

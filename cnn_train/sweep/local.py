@@ -12,7 +12,7 @@ from cnn_train.sweep.progress import PlainProgress, last_line
 from cnn_train.sweep.workers import LOST, Starter, Worker
 
 GRACE = 20.0  # seconds that a stopped job has to save its state
-POLL = 0.02  # seconds between two looks at the jobs
+POLL = 0.01  # seconds between two looks at the jobs
 WATCH = 0.3  # seconds between two looks at their curves
 AGAIN = 2  # tries of a job under sweep.on_failure=retry
 SAME_AGAIN = (2, 5)  # exit codes that a new try would end with again: config, diverged
@@ -22,7 +22,10 @@ class Source(Protocol):
     """Where a sweep's jobs come from while it runs, and what ends them early."""
 
     def more(self, jobs: Sequence[Job]) -> list[Job]:
-        """New jobs, prepared, now that a place is free; [] if there are none (yet)."""
+        """New jobs, now that a place is free; [] if there are none (yet)."""
+
+    def prepare(self, job: Job | None = None) -> bool:
+        """Make the folder of a job, or of any that has none; whether there was one to make."""
 
     def to_prune(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
         """Jobs that do not deserve to go on, each with the reason."""
@@ -88,7 +91,7 @@ class Runner:
             self.show.tick()
             if not self.workers and not any(job.state in ("waiting", "running") for job in self.sweep.jobs):
                 return
-            if not changed:
+            if not changed and not self.source.prepare():
                 time.sleep(POLL)
 
     def start_next(self) -> bool:
@@ -100,8 +103,6 @@ class Runner:
                 new = self.source.more(self.sweep.jobs)
                 if not new:
                     break
-                self.sweep.jobs += new
-                self.sweep.save()
                 continue
             self.start(job)
             started = True
@@ -109,6 +110,7 @@ class Runner:
 
     def start(self, job: Job) -> None:
         place = self.free.pop(0)
+        self.source.prepare(job)
         arguments = [str(job.folder)]
         if job.started:
             arguments.append("resume=true")
@@ -173,6 +175,7 @@ class Runner:
                 job.save()  # before it ends: a sweep that is killed now knows
                 self.workers[job.number].stop()
             elif job.state == "waiting":
+                self.source.prepare(job)
                 job.state, job.error = "pruned", reason
                 job.save()
                 self.show.changed(job)

@@ -114,6 +114,8 @@ def run(book: Book, worker: Sequence[str] | None) -> int:
             code = Runner(sweep, where, show, book, starter, settings.sweep.on_failure).run()
         finally:
             starter.close()
+            while book.prepare():
+                pass
             sweep.save()
     report(sweep, settings)
     bad = sweep.unfinished()
