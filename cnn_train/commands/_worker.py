@@ -6,6 +6,7 @@ from pathlib import Path
 from cnn_train.cli.guard import guarded
 from cnn_train.cli.line import Line
 from cnn_train.config.load import load
+from cnn_train.sweep import lifeline
 
 
 def run(line: Line) -> int:
@@ -16,6 +17,9 @@ def run(line: Line) -> int:
     """
     from cnn_train.experiment import processes
 
+    lifeline.end_with_sweep()
+
+    lifeline.end_with_sweep()
     folder, resume = Path(line.words[0]), "resume=true" in line.overrides
 
     def words(key: str) -> list[str]:

@@ -55,9 +55,16 @@ class TrainerConfig:
 
 @dataclass
 class SweepConfig:
+    sampler: Literal["grid", "list", "random", "tpe"]
+    trials: int | None = field(metadata={"least": 1})
+    seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
+    prune: Literal["median", "hyperband"] | None
     jobs: int | Literal["auto"] = field(metadata={"least": 1})
     metric: str | None
     mode: Literal["auto", "max", "min"]
+    on_failure: Literal["continue", "retry", "stop"]
+    fresh: bool
+    axes: dict[str, Any]
 
 
 @dataclass
