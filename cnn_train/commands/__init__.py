@@ -13,6 +13,11 @@ COMMANDS = {
     "predict": Command(
         "predict", "predict images: predict run=DIR input=FILE_OR_FOLDER [output=DIR] [postprocess=crf]"
     ),
+    "export": Command(
+        "export",
+        "write a checked file for others: export run=DIR format=torch_export|onnx|safetensors|torchscript "
+        "[preprocessing=inside] [precision=fp16]",
+    ),
     "inspect": Command(
         "inspect",
         "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "

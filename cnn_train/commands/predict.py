@@ -16,9 +16,14 @@ if TYPE_CHECKING:  # torch comes after the config is checked
 
 OPTIONS = {
     "run": "a run folder or a checkpoint file",
-    "input": "an image, or a folder of images",
+    "input": "an image, a folder, a pattern, a CSV file of paths, or - for paths on stdin; several with commas",
     "output": "the folder for results; without it RUN/predictions",
     "top": "how many classes predictions.csv lists for each image",
+    "format": "csv or jsonl",
+    "column": "the column of paths in a CSV file",
+    "batch_size": "images that go through the network together",
+    "workers": "threads that decode ahead",
+    "strict": "true: stop at the first image that cannot be read",
 }
 
 
@@ -31,16 +36,31 @@ def run(line: "Line") -> int:
             given[key] = value
         else:
             overrides.append(override)
-    for key, word in zip((key for key in ("run", "input") if key not in given), line.words, strict=False):
+    named = {"run", "input"} & given.keys()
+    for key, word in zip((key for key in ("run", "input") if key not in named), line.words, strict=False):
         given[key] = word
     if "run" not in given or "input" not in given:
         error = ConfigError(f"predict needs {' and '.join(f'{k}=' for k in ('run', 'input') if k not in given)}")
         error.add_note("try: cnn-train predict run=outputs/MODEL/DATE_TIME_N input=FILE_OR_FOLDER")
         raise error
-    top = given.get("top", "5")
-    if not top.isdigit() or top == "0":
-        raise ConfigError(f"top must be a whole number >= 1, got {top}")
+    for key in ("top", "batch_size", "workers"):
+        if key in given and (not given[key].isdigit() or given[key] == "0"):
+            raise ConfigError(f"{key} must be a whole number >= 1, got {given[key]}")
+    if given.get("strict", "false") not in ("true", "false"):
+        raise ConfigError(f"strict must be true or false, got {given['strict']}")
     output = Path(given["output"]) if "output" in given else None
-    results = predict(given["run"], given["input"], output, overrides, int(top))
+    sources = given["input"].split(",") if not Path(given["input"]).exists() else [given["input"]]
+    results = predict(
+        given["run"],
+        [*sources, *line.words[len({"run", "input"} - named) :]],
+        output,
+        overrides,
+        int(given.get("top", 5)),
+        batch_size=int(given.get("batch_size", 32)),
+        workers=int(given["workers"]) if "workers" in given else None,
+        form=given.get("format", "csv"),
+        column=given.get("column"),
+        strict=given.get("strict") == "true",
+    )
     print(f"predictions  {results}")
     return 0

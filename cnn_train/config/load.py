@@ -62,7 +62,7 @@ def _choose_after_training(config: DictConfig, chosen: Sequence[Override], parse
     """Put the choices of these groups, or the defaults of those that an old run does not know, into its config."""
     composer = Composer()
     defaults = composer.choices.defaults()
-    lines = [f"{group}={defaults[group]}" for group in AFTER_TRAINING if group not in config]
+    lines = [f"{group}={defaults[group]}" for group in (*AFTER_TRAINING, "finetune") if group not in config]
     lines += [line for override in chosen if (line := composer._selection(override, parsed))]
     for line in lines:
         group, option = line.split("=", 1)

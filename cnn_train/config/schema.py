@@ -79,6 +79,7 @@ class RunConfig:
     init: Any
     optimizer: Any
     scheduler: Any
+    finetune: Any
     loss: Any
     inference: Any
     postprocess: Any
@@ -106,7 +107,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "momentum": {"least": 0, "most": 1}, "dropout": {"least": 0, "below": 1}, "warmup_epochs": {"least": 0},
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
     "every_minutes": {"above": 0}, "every_steps": {"least": 1}, "keep_best": {"least": 1}, "patience": {"least": 1},
-    "every": {"least": 1}, "samples": {"least": 0},
+    "every": {"least": 1}, "samples": {"least": 0}, "layer_decay": {"above": 0, "most": 1},
+    "epochs_per_stage": {"least": 1},
 }  # fmt: skip
 
 

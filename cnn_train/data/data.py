@@ -147,6 +147,10 @@ class Data:
         elif mean is None or std is None:
             computed = splits["train"].statistics()
             mean, std = (values.tolist() for values in computed)
+        self.normalize_by(mean, std)
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these for each channel from now on, of values in [0, 1]: those of other data, or of weights."""
         self.mean, self.std = list(mean), [max(value, 1e-6) for value in std]
         self._scale, self._shift = scale_and_shift(self.mean, self.std)
 

@@ -52,7 +52,8 @@ def prepare(
     **options: Any,
 ) -> Experiment:
     """Build everything of a config. `saved` is the state that training continues from; `options` are the task's."""
-    network, data = build_network_and_data(cfg, machine.num_processes)
+    where = {"saved": saved, "folder": folder, "tells": machine.rank == 0}
+    network, data = build_network_and_data(cfg, machine.num_processes, **where)
     loop = build_loop(cfg, machine, network, data, **options)
     check_monitors(callbacks, loop.task)
     loggers = build_loggers(cfg, folder, saved)

@@ -87,7 +87,7 @@ def trained(cfg: DictConfig, folder: Path, file: Path, **options: Any) -> Experi
     OmegaConf.update(cfg, "weights", None)
     cfg.logger = None
     state = checkpoint.load(file)
-    experiment = prepare(cfg, Machine.of(cfg.trainer), folder, **options)
+    experiment = prepare(cfg, Machine.of(cfg.trainer), folder, saved=state, **options)
     experiment.loop.load_for_evaluation(state)
     return experiment
 

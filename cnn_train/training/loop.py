@@ -69,6 +69,7 @@ class Loop(L.LightningModule):
         self.task = task
         self.data = task.data
         self.recipe = recipe
+        self.held_norms = recipe.finetune.freeze(network)
         self.best = best
         self.description = description or {}
         self.progress = Progress()
@@ -103,7 +104,7 @@ class Loop(L.LightningModule):
         finite = True
         if last_of_group:
             factor = recipe.factor(progress.step - position % accumulate, progress.steps_per_epoch)
-            lr = self.update.set_learning_rate(factor)
+            lr = self.update.set_learning_rate(factor, progress.epoch)
             if self.listened:
                 call._call_callback_hooks(self.trainer, "on_before_optimizer_step", self.optimizer)
             norm, finite = self.update(loss)
@@ -237,6 +238,8 @@ class Loop(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.validated = False
+        if self.held_norms is not None:
+            self.held_norms.epoch = self.progress.epoch
         if self.progress.step_in_epoch == 0:
             self.sums = Sums.zero(self.device)
         if not self.listened:
