@@ -1,18 +1,23 @@
 """Exported files: the numbers of their network, dynamic axes, metadata, and the refusal of other numbers."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cnn_train.__main__ import main
+from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError
 from cnn_train.experiment import export as exporting
 from cnn_train.experiment.export import Deployed, DiffersError, export, exported
 from cnn_train.experiment.train import train
 from cnn_train.experiment.trained import Trained, load
+from cnn_train.models.network import min_size
 
 QUICK = ["trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.progress=none", "logger=none", "trainer=cpu"]
 NETWORKS = {
@@ -62,6 +67,7 @@ def test_onnx_with_preprocessing_inside_takes_bytes_and_gives_probabilities(run)
     assert json.loads(properties["preprocessing"])["where"] == "inside"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_safetensors_start_another_run_and_torchscript_runs(run, tmp_path):
     from cnn_train.experiment.network import build_network_and_data
 
@@ -79,6 +85,29 @@ def test_safetensors_start_another_run_and_torchscript_runs(run, tmp_path):
     images = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(script(images), load(run)(images))
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("safetensors", {}), ("onnx", {}), ("onnx", {"preprocessing": "inside"})],
+    ids=["st", "out", "in"],
+)
+def test_predictions_of_an_exported_file_are_those_of_the_run(form, options, run, tmp_path):
+    from cnn_train.experiment.predict import predict
+
+    file = export(run, form, tmp_path / f"a{exporting.SUFFIXES[form]}", count=20, **options)
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
+    rows = [
+        list(
+            csv.DictReader(
+                (predict(each, tmp_path / "a.png", tmp_path / "out") / "predictions.csv").read_text().splitlines()
+            )
+        )
+        for each in (run, file)
+    ]
+    assert rows[0][0]["class_1"] == rows[1][0]["class_1"]
+    assert float(rows[0][0]["probability_1"]) == pytest.approx(float(rows[1][0]["probability_1"]), abs=1e-5)
+    assert load(file).class_names == load(run).class_names
 
 
 def test_a_file_with_other_numbers_gets_no_name(run, monkeypatch, tmp_path):
@@ -144,3 +173,24 @@ def test_what_cannot_be_exported_names_the_layer():
     with pytest.raises(ConfigError, match=r"torch.export cannot take 1 \(Odd\): ") as error:
         exported(module, torch.randn(2, 1, 8, 8))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in Choices.find().options("model") if name not in ("timm", "torchvision")]
+)
+def test_every_network_of_the_zoo_exports_with_a_free_batch(name):
+    """On the meta device, so that the largest take no memory; what the program computes is tested on small ones."""
+    from cnn_train.config.build import build, build_layers
+
+    cfg = compose([f"model={name}"])
+    channels = 1 if name in ("lenet5", "lstm") else 3
+    with torch.device("meta"):
+        network = build(cfg.model, num_classes=10, in_channels=channels, layers=build_layers(cfg)).eval()
+    side = {"lenet5": 32, "lstm": 28}.get(name, max(min_size(network), 64))
+    how = {"task": "classification", "image_size": [side, side], "resize": "own", "in_channels": channels,
+           "mean": [0.5] * channels, "std": [0.25] * channels}  # fmt: skip
+    module = Deployed(Trained(network, list("0123456789"), how), inside=False, half=False)
+    program, free = exported(module, torch.empty(2, channels, side, side, device="meta"))
+    assert "batch" in free
+    assert program.module()(torch.empty(5, channels, side, side, device="meta")).size(0) == 5

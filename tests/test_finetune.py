@@ -132,3 +132,12 @@ def test_the_header_says_every_rate():
     told = Finetune("last_stage", layer_decay=0.5).describe(network, 0.1)
     assert told.startswith("head 0.1, stage 5 0.05, stage 4 frozen")
     assert "stage 5 0.1 from epoch 2" in Finetune("gradual").describe(network, 0.1)
+
+
+@pytest.mark.parametrize("name", ["finetune_folder", "finetune_masks"])
+def test_the_recipes_compose_and_their_weights_have_a_name(name):
+    from cnn_train.models.pretrained import names_of, resolve
+
+    cfg = compose([f"experiment={name}"])
+    found = resolve(cfg.weights, names_of(cfg.model, cfg.choices.model, cfg.norm is not None))
+    assert found.title.startswith("torchvision:") and cfg.finetune.frozen_norm is True and cfg.finetune.layer_decay < 1

@@ -17,6 +17,7 @@ from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.results import describe_results, show_results
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import checkpoint
+from cnn_train.tasks.intervals import intervals
 from cnn_train.training.callbacks import display
 
 
@@ -38,7 +39,19 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
             describe_results(cfg, experiment.loop, results, results, split, worst)
             atomic.write_json(results / "metrics.json", metrics)
             show_results(experiment, metrics, split)
+            tell_intervals(experiment, split, results)
     return metrics
+
+
+def tell_intervals(experiment: Experiment, split: str, results: Path) -> None:
+    """Print and write the 95 % intervals of a classifier's metrics: what another sample of images might have given."""
+    loop = experiment.loop
+    if loop.data.task != "classification" or loop.measured is None:
+        return
+    found = {f"{split}/{name}": pair for name, pair in intervals(loop.measured.confusion).items()}
+    atomic.write_json(results / "intervals.json", {name: list(pair) for name, pair in found.items()})
+    told = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in found.items())
+    print(f"95 %         {told}")
 
 
 def search(
@@ -88,8 +101,23 @@ def trained(cfg: DictConfig, folder: Path, file: Path, **options: Any) -> Experi
     cfg.logger = None
     state = checkpoint.load(file)
     experiment = prepare(cfg, Machine.of(cfg.trainer), folder, saved=state, **options)
+    check_same_classes(experiment.loop.data.class_names, state.get("class_names"), cfg.choices.data)
     experiment.loop.load_for_evaluation(state)
     return experiment
+
+
+def check_same_classes(here: Sequence[str], trained: Sequence[str] | None, data: str) -> None:
+    """ConfigError unless the data has the classes that the network was trained on, in their order."""
+    if trained is None or list(here) == list(trained):
+        return
+    missing = [name for name in trained if name not in here]
+    new = [name for name in here if name not in trained]
+    lists = [f"{what} {', '.join(some[:8])}{', ...' if len(some) > 8 else ''}" for what, some in
+             (("lacks", missing), ("adds", new)) if some]  # fmt: skip
+    raise ConfigError(
+        f"data={data} {' and '.join(lists) or 'orders them otherwise'}: the network knows {', '.join(trained[:8])}"
+        f"{', ...' if len(trained) > 8 else ''}, the data {', '.join(here[:8])}{', ...' if len(here) > 8 else ''}"
+    )
 
 
 def measure(experiment: Experiment, split: str) -> dict[str, float]:

@@ -56,6 +56,10 @@ class Deployed(nn.Module):
     Inside, a classifier gives probabilities (N, K) and a segmenter labels (N, H, W).
     """
 
+    network: nn.Module
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: Trained, inside: bool, half: bool):
         super().__init__()
         self.network = model.network

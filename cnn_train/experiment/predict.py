@@ -47,7 +47,7 @@ def predict(
     column: str | None = None,
     strict: bool = False,
 ) -> Path:
-    """Predict images with a run's best weights; the folder of the results.
+    """Predict images with a run's best weights, or with an exported file; the folder of the results.
 
     `source` is an image, a folder, a pattern, a CSV file with a `column` of paths, "-" for paths on stdin, or several
     of these. Results come in the order of the input. A file that cannot be read gets a row with an error and, once all
@@ -59,7 +59,8 @@ def predict(
     if form not in FORMATS:
         raise ConfigError(f"format must be {' or '.join(FORMATS)}, got {form!r}")
     folder = path if path.is_dir() else path.parent
-    load_config(folder, overrides)  # a bad config is told before torch is imported
+    if path.suffix not in (".safetensors", ".onnx"):
+        load_config(folder, overrides)  # a bad config is told before torch is imported
     sources = [source] if isinstance(source, str | Path) else list(source)
     items = chosen(sources, column)
     from cnn_train.experiment.trained import load

@@ -1,5 +1,7 @@
 """A trained network with all that belongs to it: loaded by one call, and asked about images of any form."""
 
+import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,9 +17,9 @@ from cnn_train.config.build import build, build_layers
 from cnn_train.config.load import load as load_config
 from cnn_train.data.data import scale_and_shift
 from cnn_train.data.files import bring_to_size, read_image, scaled_size
-from cnn_train.errors import ConfigError
+from cnn_train.errors import ConfigError, EnvError
 from cnn_train.experiment.hardware import accelerator
-from cnn_train.runs import checkpoint
+from cnn_train.runs import checkpoint, weights_file
 from cnn_train.tasks.inference import Inference, labels_of
 
 
@@ -57,6 +59,10 @@ class Trained(nn.Module):
     as plain data what an image goes through, and `preprocess` does it.
     """
 
+    network: nn.Module
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -91,7 +97,7 @@ class Trained(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.scale.device  # type: ignore[return-value]
+        return self.scale.device
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, K), or (N, K, H, W), of preprocessed images."""
@@ -151,23 +157,35 @@ class Trained(nn.Module):
 def load(run: str | Path, overrides: Sequence[str] = (), device: str | torch.device | None = None) -> Trained:
     """The trained network of a run folder or a checkpoint file, with the weights that the run is judged by.
 
-    `overrides` may choose `inference=` and `postprocess=`. `device` is by default the one that the run would use now.
-    Nothing that is in the files is run. Raises ConfigError.
+    It may also be a .safetensors or .onnx file that `cnn-train export` wrote. `overrides` may choose `inference=` and
+    `postprocess=`. `device` is by default the one that the run would use now. Nothing that is in the files is run.
+    Raises ConfigError.
     """
     path = Path(run)
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
+    if path.suffix in EXPORTED:
+        return EXPORTED[path.suffix](path, overrides)
     cfg = load_config(folder, overrides)
     file = path if path.is_file() else checkpoint.best_in(folder)
     state = checkpoint.load(file)
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
-    how, names = state["preprocessing"], state["class_names"]
+    weights = checkpoint.evaluated_weights(state)
+    model = assemble(cfg, state["class_names"], state["preprocessing"], weights, file)
+    kind = accelerator(cfg.trainer.accelerator) if device is None else device
+    return model.to({"gpu": "cuda"}.get(str(kind), kind))
+
+
+def assemble(
+    cfg: DictConfig, names: Sequence[str], how: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path
+) -> Trained:
+    """The network of a config with these weights, which came from `file`. Raises ConfigError."""
     if how["task"] not in ("classification", "segmentation"):
         raise ConfigError(f"{file} is of a network for {how['task']}; load takes classification and segmentation")
     network = build(cfg.model, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
-    network.load_state_dict(checkpoint.evaluated_weights(state))
+    network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
     if how["task"] == "classification":
         for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
@@ -176,8 +194,75 @@ def load(run: str | Path, overrides: Sequence[str] = (), device: str | torch.dev
                     f"{group}={OmegaConf.select(cfg, f'choices.{group}')} is for segmentation, but {file} is of a "
                     "network for classification"
                 )
-    kind = accelerator(cfg.trainer.accelerator) if device is None else device
-    return Trained(network, names, how, inference, postprocess).to({"gpu": "cuda"}.get(str(kind), kind))
+    return Trained(network, names, how, inference, postprocess)
+
+
+# -- Exported files --------------------------------------------------------------------------------------
+
+
+def from_safetensors(path: Path, overrides: Sequence[str] = ()) -> Trained:
+    """The network of a .safetensors file, which has the run's config among its metadata; on the CPU."""
+    from safetensors import safe_open
+
+    weights = weights_file.read(path).tensors
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+    if not {"config", "class_names", "preprocessing"} <= about.keys():
+        raise ConfigError(f"{path} holds weights alone; use it as weights={path}, or name a run")
+    with tempfile.TemporaryDirectory() as folder:  # the config is checked as one that came from elsewhere
+        (Path(folder) / "config.yaml").write_text(about["config"], encoding="utf-8")
+        cfg = load_config(folder, overrides)
+    return assemble(cfg, json.loads(about["class_names"]), json.loads(about["preprocessing"]), weights, path)
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a module, run by onnxruntime on the CPU."""
+
+    def __init__(self, session: Any):
+        super().__init__()
+        self.session = session
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"images": images.numpy()})[0])
+
+
+class WithPreprocessing(Trained):
+    """A network that takes images of 0..255 and gives probabilities itself."""
+
+    def normalized(self, images: Tensor) -> Tensor:
+        return images
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        return self(images)
+
+
+def from_onnx(path: Path, overrides: Sequence[str] = ()) -> Trained:
+    """The network of an .onnx file that `cnn-train export` wrote; on the CPU."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise EnvError(f"{path} needs the package onnxruntime: pip install 'cnn-train[onnx]'") from error
+    if overrides:
+        raise ConfigError(
+            f"{path} is a whole program, which takes no {overrides[0].partition('=')[0]}; name its run instead"
+        )
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ConfigError(f"{path} is no ONNX file that onnxruntime can run: {str(error).splitlines()[0]}") from error
+    about = session.get_modelmeta().custom_metadata_map
+    if "class_names" not in about or "preprocessing" not in about:
+        raise ConfigError(f"{path} does not say its classes and preprocessing; cnn-train did not write it")
+    names, how = json.loads(about["class_names"]), json.loads(about["preprocessing"])
+    inside = how["where"] == "inside"
+    if inside and how["task"] == "segmentation":
+        raise ConfigError(
+            f"{path} gives labels of one image size; export it with preprocessing=outside, or name its run"
+        )
+    return (WithPreprocessing if inside else Trained)(OnnxNetwork(session), names, how)
+
+
+EXPORTED = {".safetensors": from_safetensors, ".onnx": from_onnx}
 
 
 def as_image(image: Any, channels: int) -> Tensor:

@@ -49,7 +49,7 @@ class Report:
         for how in dict.fromkeys(row.how for row in self.of("adapted")):
             lines.append(f"adapted  {_some(row.name for row in self.of('adapted') if row.how == how)}: {how}")
         for status in ("fresh", "unused"):
-            if rows := self.of(status):  # type: ignore[arg-type]
+            if rows := self.of(status):
                 lines.append(f"{status:<8} {_some(row.name for row in rows)}")
         return [*lines, *(f"note     {note}" for note in self.notes)]
 

@@ -36,8 +36,8 @@ BEGINNINGS = {
 HARMLESS: list[Any] = [
     argparse.Namespace, pathlib.PosixPath, np.dtype, np.float64, np.float32, np.int64, type(np.dtype("float64")),
     type(np.dtype("float32")), type(np.dtype("int64")),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
 ]  # fmt: skip
 
 

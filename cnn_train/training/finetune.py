@@ -1,6 +1,6 @@
 """Fine-tuning: which parts of a network train, from which epoch on, and with what share of the learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ class Part:
 
     name: str
     parameters: list[nn.Parameter]
-    norms: list[nn.Module]
+    norms: Sequence[nn.Module]
 
 
 @dataclass(frozen=True)
