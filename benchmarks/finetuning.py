@@ -2,7 +2,7 @@
 
     python benchmarks/finetuning.py [seeds]
 
-Prints the table of docs/finetuning.md: test accuracy with 10 and 100 images of each class, mean and range over seeds.
+Prints the table of docs/finetuning.md: test accuracy by images of each class and epochs, mean and range over seeds.
 """
 
 import contextlib
@@ -22,10 +22,13 @@ COMMON = ["model=lenet5", "norm=bn", "data=folder", "data.channels=1", "data.res
 WAYS = {
     "fresh": [],
     "weights, finetune=all": ["finetune=all"],
-    "weights, finetune=all finetune.layer_decay=0.5": ["finetune=all", "finetune.layer_decay=0.5"],
-    "weights, finetune=gradual": ["finetune=gradual", "finetune.epochs_per_stage=4"],
+    "weights, finetune=all finetune.layer_decay=0.75": ["finetune=all", "finetune.layer_decay=0.75"],
+    "weights, finetune=gradual": ["finetune=gradual"],
     "weights, finetune=head": ["finetune=head"],
 }
+
+# Images of each class to train on, and epochs.
+BUDGETS = ((10, 10), (10, 40), (100, 3), (100, 20))
 
 
 def write(root: Path, classes: range, per_class: int) -> None:
@@ -50,25 +53,24 @@ def main(seeds: int = 3) -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         write(base / "first", range(5), 100)
-        counts = (10, 100)
-        for count in counts:
+        for count in {count for count, _ in BUDGETS}:
             write(base / f"second{count}", range(5, 10), count)
-        found: dict[tuple[str, int], list[float]] = {}
+        found: dict[tuple[str, int, int], list[float]] = {}
         for seed in range(seeds):
             accuracy(base / f"runs{seed}", base / "first", seed, "name=first", "trainer.max_epochs=20")
             (weights,) = (base / f"runs{seed}" / "first").iterdir()
-            for count in counts:
+            for count, epochs in BUDGETS:
                 for way, options in WAYS.items():
                     start = [] if way == "fresh" else [f"weights={weights}"]
-                    epochs = f"trainer.max_epochs={20 if count == 100 else 40}"
-                    value = accuracy(base / "runs", base / f"second{count}", seed, epochs, *start, *options)
-                    found.setdefault((way, count), []).append(value)
-        print("| | " + " | ".join(f"{count} a class" for count in counts) + " |")
-        print("|---|" + "---:|" * len(counts))
+                    length = f"trainer.max_epochs={epochs}"
+                    value = accuracy(base / "runs", base / f"second{count}", seed, length, *start, *options)
+                    found.setdefault((way, count, epochs), []).append(value)
+        print("| | " + " | ".join(f"{count} a class, {epochs} epochs" for count, epochs in BUDGETS) + " |")
+        print("|---|" + "---:|" * len(BUDGETS))
         for way in WAYS:
             cells = []
-            for count in counts:
-                values = found[way, count]
+            for budget in BUDGETS:
+                values = found[(way, *budget)]
                 cells.append(f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})")
             print(f"| {way} | {' | '.join(cells)} |")
 

@@ -27,7 +27,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=["lenet5", "resnet18"])
+@pytest.fixture(scope="module", params=["lenet5", pytest.param("resnet18", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(compose([*NETWORKS[request.param], *QUICK, "name=it", f"output_dir={folder}"]))

@@ -304,7 +304,7 @@ def test_a_file_in_torchvisions_format_is_read_from_the_hub_folder(save, tmp_pat
     (tmp_path / "checkpoints").mkdir()
     save(theirs.state_dict(), tmp_path / "checkpoints" / given.file)
     monkeypatch.setattr(weights_file, "_digest", lambda path: given.sha256 + "0" * 56)
-    monkeypatch.setattr(weights_file.urllib.request, "urlopen", lambda *_, **__: pytest.fail("went to the network"))
+    monkeypatch.setattr(weights_file.urllib.request, "build_opener", lambda *_: pytest.fail("went to the network"))
     network, data = build_network_and_data(compose(["model=resnet18", "weights=torchvision", "trainer=cpu"]))
     assert torch.equal(network.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     torch.testing.assert_close(network.conv1.weight[:, 0], theirs.conv1.weight.sum(1))
@@ -328,6 +328,16 @@ def server(tmp_path):
 
         def log_message(self, *args: object) -> None:
             pass
+
+        def do_GET(self) -> None:
+            if not self.path.startswith("/hub/"):
+                return super().do_GET()
+            # As the Hugging Face hub: the checksum comes with the redirect to the file.
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/hub"))
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(b"some weights").hexdigest()}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -355,6 +365,16 @@ def test_downloads_are_checked_and_kept(server, tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and error.value.exit_code == 3
 
 
+def test_the_hubs_own_checksum_counts(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    folder, address = server
+    (folder / "a").write_bytes(b"some weights")
+    (folder / "b").write_bytes(b"other weights")
+    assert weights_file.fetch(f"{address}/hub/a", "a").read_bytes() == b"some weights"
+    with pytest.raises(DataError, match="gave another file"):
+        weights_file.fetch(f"{address}/hub/b", "b")
+
+
 def test_without_network_there_is_one_line_with_address_and_destination(tmp_path, monkeypatch):
     from urllib.error import URLError
 
@@ -363,7 +383,7 @@ def test_without_network_there_is_one_line_with_address_and_destination(tmp_path
     def offline(*_: object, **__: object) -> None:
         raise URLError(OSError(-3, "Temporary failure in name resolution"))
 
-    monkeypatch.setattr(weights_file.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(weights_file.urllib.request.OpenerDirector, "open", offline)
     with pytest.raises(DataError) as error:
         build_network_and_data(compose(["model=resnet18", "weights=torchvision", "trainer=cpu"]))
     message = str(error.value)

@@ -132,7 +132,8 @@ def hub_folder() -> Path:
 def fetch(address: str, name: str, sha256: str | None = None) -> Path:
     """The file of an address, downloaded into torch's hub folder under `name` unless it is there.
 
-    `sha256` is the checksum in hex, or its beginning. Raises DataError in one line with address and destination.
+    `sha256` is the checksum in hex, or its beginning; without it, the one that the server sends. Raises DataError in
+    one line with address and destination.
     """
     path = hub_folder() / name
     if path.is_file():
@@ -142,8 +143,9 @@ def fetch(address: str, name: str, sha256: str | None = None) -> Path:
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, open(temporary, "wb") as file:
+        digest, redirects = hashlib.sha256(), Redirects()
+        opener = urllib.request.build_opener(redirects)
+        with opener.open(address, timeout=TIMEOUT) as answer, open(temporary, "wb") as file:
             with _progress(name, int(answer.headers.get("Content-Length") or 0)) as advance:
                 while chunk := answer.read(CHUNK):
                     file.write(chunk)
@@ -151,8 +153,9 @@ def fetch(address: str, name: str, sha256: str | None = None) -> Path:
                     advance(len(chunk))
             file.flush()
             os.fsync(file.fileno())
-        if sha256 and not digest.hexdigest().startswith(sha256):
-            raise DataError(f"{address} gave another file: its sha256 is {digest.hexdigest()}, not {sha256}")
+        wanted = sha256 or redirects.sha256
+        if wanted and not digest.hexdigest().startswith(wanted):
+            raise DataError(f"{address} gave another file: its sha256 is {digest.hexdigest()}, not {wanted}")
         os.replace(temporary, path)
     except (OSError, urllib.error.URLError) as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -163,6 +166,18 @@ def fetch(address: str, name: str, sha256: str | None = None) -> Path:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and remembers the checksum that the Hugging Face hub sends with one."""
+
+    sha256: str | None = None
+
+    def redirect_request(self, request: Any, file: Any, code: int, text: str, headers: Any, address: str) -> Any:
+        tag = (headers.get("X-Linked-Etag") or "").strip('"')
+        if re.fullmatch(r"[0-9a-f]{64}", tag):
+            self.sha256 = tag
+        return super().redirect_request(request, file, code, text, headers, address)
 
 
 def _digest(path: Path) -> str:
