@@ -129,11 +129,19 @@ def test_the_command(run, tmp_path, capsys):
     assert main(["export", f"run={run}", "format=safetensors", "preprocessing=inside"]) == 2
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_segmentation_networks_are_free_in_batch_and_size(norm):
+@pytest.mark.parametrize(
+    ("line", "norm"),
+    [
+        (["model=unet", "model.width=4"], "bn"),
+        (["model=deeplabv3"], "gn"),
+        pytest.param(["model=unet", "model.width=4"], "gn", marks=pytest.mark.slow),
+        pytest.param(["model=deeplabv3"], "bn", marks=pytest.mark.slow),
+    ],
+)
+def test_segmentation_networks_are_free_in_batch_and_size(line, norm, tmp_path):
     from cnn_train.config.build import build, build_layers
 
-    cfg = compose(["model=unet", "model.width=4", f"norm={norm}"])
+    cfg = compose([*line, f"norm={norm}"])
     torch.manual_seed(0)
     network = build(cfg.model, num_classes=3, in_channels=1, layers=build_layers(cfg)).eval()
     how = {
@@ -152,7 +160,13 @@ def test_segmentation_networks_are_free_in_batch_and_size(norm):
     for size in ((32, 32), (48, 80)):
         images = torch.randint(256, (3, 1, *size), dtype=torch.uint8)
         with torch.no_grad():
-            assert torch.equal(program.module()(images), network(model.normalized(images)).argmax(1))
+            scores = network(model.normalized(images))
+            assert torch.equal(program.module()(images), scores.argmax(1))
+    outside = Deployed(model, inside=False, half=False)
+    exporting.write_onnx(outside, model.normalized(images), tmp_path / "a.onnx", {"class_names": ["a"]})
+    with torch.no_grad():
+        found = exporting.read_onnx(tmp_path / "a.onnx", outside)(model.normalized(images))
+    torch.testing.assert_close(found, scores, atol=1e-4, rtol=0)
 
 
 def test_what_cannot_be_exported_names_the_layer():

@@ -1,5 +1,9 @@
 """Fine-tuning: which parameters move, by which rate and from when; running statistics that stay the same bits."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +18,7 @@ from cnn_train.models.segmentation.deeplab_v3 import deeplabv3
 from cnn_train.training.finetune import Finetune, parts_of
 from cnn_train.training.loop import Callback
 
+DOCS = Path(__file__).parents[1] / "docs"
 NARROW = ["model=resnet18", "model.stem=small", "+model.widths=[4,4,8,8]", "trainer=cpu", "optimizer=momentum",
           "optimizer.lr=0.1", "scheduler=constant", "trainer.limit_batches=2", "trainer.progress=none", "logger=none",
           "data.batch_size=32", "image_size=16"]  # fmt: skip
@@ -141,3 +146,12 @@ def test_the_recipes_compose_and_their_weights_have_a_name(name):
     cfg = compose([f"experiment={name}"])
     found = resolve(cfg.weights, names_of(cfg.model, cfg.choices.model, cfg.norm is not None))
     assert found.title.startswith("torchvision:") and cfg.finetune.frozen_norm is True and cfg.finetune.layer_decay < 1
+
+
+def test_the_pages_command_lines_compose():
+    lines = re.findall(
+        r"^    cnn-train (.*?)(?: {2,}#.*)?$", (DOCS / "finetuning.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(lines) >= 7
+    for line in lines:
+        compose(shlex.split(line))

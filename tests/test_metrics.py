@@ -1,5 +1,7 @@
 """Metrics of classification against scikit-learn, intervals against simulated truth, calibration in closed form."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from sklearn import metrics as sk
 from cnn_train.__main__ import main
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError
-from cnn_train.experiment.evaluate import check_same_classes
+from cnn_train.experiment.evaluate import check_same_classes, evaluate
 from cnn_train.experiment.train import train
 from cnn_train.tasks.calibration import Calibration
+from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.intervals import OF_CONFUSION, f1, intervals, precision, recall, wilson
 
 
@@ -103,3 +106,10 @@ def test_eval_tells_intervals_and_f1_can_choose_the_best_epoch(tmp_path, capsys)
     assert main(["eval", f"run={run}"]) == 0
     assert f"test/acc {wilson(round(metrics['test/acc'] * 360), 360)[0]:.3f} to" in capsys.readouterr().out
     assert (run / "eval" / "test" / "intervals.json").is_file()
+    rows = list(csv.DictReader((run / "eval" / "test" / "predictions.csv").read_text().splitlines()))
+    hits = [row["label"] == row["predicted"] for row in rows]
+    assert len(rows) == 360 and sum(hits) / 360 == pytest.approx(metrics["test/acc"])
+    assert all(float(row[row["predicted"]]) == float(row["confidence"]) for row in rows)
+    on_train = evaluate(run, split="train")
+    assert set(on_train) == {f"train/{name}" for name in Classification.metric_names}
+    assert (run / "eval" / "train" / "per_class.csv").is_file()

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from cnn_train import atomic
 from cnn_train.config.build import build
 from cnn_train.config.load import load
+from cnn_train.data.data import Batch
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.build import Experiment, prepare
 from cnn_train.experiment.hardware import Machine
@@ -31,6 +34,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
     cfg = load(folder, overrides)
     with quiet_libraries():
         experiment = trained(cfg, folder, file)
+        kept = keep_scores(experiment)
         metrics = measure(experiment, split)
         if experiment.machine.rank == 0:
             how = [name for name in (cfg.choices.inference, cfg.choices.postprocess) if name not in ("whole", "none")]
@@ -40,6 +44,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
             atomic.write_json(results / "metrics.json", metrics)
             show_results(experiment, metrics, split)
             tell_intervals(experiment, split, results)
+            write_predictions(experiment, split, kept, results / "predictions.csv")
     return metrics
 
 
@@ -52,6 +57,44 @@ def tell_intervals(experiment: Experiment, split: str, results: Path) -> None:
     atomic.write_json(results / "intervals.json", {name: list(pair) for name, pair in found.items()})
     told = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in found.items())
     print(f"95 %         {told}")
+
+
+# Of each batch: indices into the split, labels, and probabilities.
+Kept = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def keep_scores(experiment: Experiment) -> Kept:
+    """Let a classifier's task also keep what it counts, in the list given back."""
+    kept: Kept = []
+    task = experiment.loop.task
+    count = task.update
+
+    def update(scores: Tensor, batch: Batch) -> None:
+        count(scores, batch)
+        kept.append((batch.indices.cpu(), batch.targets.cpu(), scores.float().softmax(1).cpu()))
+
+    if experiment.loop.data.task == "classification" and experiment.machine.num_processes == 1:
+        task.update = update  # type: ignore[method-assign]
+    return kept
+
+
+def write_predictions(experiment: Experiment, split: str, kept: Kept, path: Path) -> None:
+    """Write each image's label, predicted class and probabilities; of more than 20 classes only those of these two."""
+    if not kept:
+        return
+    data = experiment.loop.data
+    files = [file for file, _ in getattr(data.splits[split], "samples", [])]
+    names = data.class_names
+    all_of_them = len(names) <= 20
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "predicted", "confidence", "of_label", *(names if all_of_them else [])])
+    for index, label, values in zip(*(torch.cat(part).tolist() for part in zip(*kept, strict=True)), strict=True):
+        best = max(range(len(values)), key=values.__getitem__)
+        numbers = [values[best], values[label], *(values if all_of_them else [])]
+        image = files[index] if files else index
+        writer.writerow([image, names[label], names[best], *(f"{number:.6f}" for number in numbers)])
+    atomic.write_text(path, text.getvalue())
 
 
 def search(
@@ -90,8 +133,8 @@ def find(run: str | Path, split: str) -> tuple[Path, Path]:
     path = Path(run)
     if not path.exists():
         raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
-    if split not in ("val", "test"):
-        raise ConfigError(f"split must be val or test, got {split!r}")
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"split must be train, val or test, got {split!r}")
     return (path, checkpoint.best_in(path)) if path.is_dir() else (path.parent, path)
 
 
@@ -123,5 +166,11 @@ def check_same_classes(here: Sequence[str], trained: Sequence[str] | None, data:
 def measure(experiment: Experiment, split: str) -> dict[str, float]:
     """The metrics of a split."""
     trainer, loop = experiment.trainer, experiment.loop
-    (trainer.test if split == "test" else trainer.validate)(loop, verbose=False)
+    if split == "train":  # unaltered, as the others
+        trainer.validate(loop, dataloaders=loop.eval_batches("train"), verbose=False)
+        loop.metrics |= {f"train/{name[4:]}": value for name, value in loop.metrics.items() if name.startswith("val/")}
+        if "val" in loop.worst:
+            loop.worst["train"] = loop.worst.pop("val")
+    else:
+        (trainer.test if split == "test" else trainer.validate)(loop, verbose=False)
     return {name: value for name, value in loop.metrics.items() if name.startswith(f"{split}/")}

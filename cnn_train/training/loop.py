@@ -355,17 +355,18 @@ class Loop(L.LightningModule):
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
-    def _eval_batches(self, split: str) -> EvalBatches:
+    def eval_batches(self, split: str) -> EvalBatches:
+        """This process's batches of a split, unaltered."""
         if self.recipe.overfit_batches:
             split = "train"
         where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
 
     def val_dataloader(self) -> EvalBatches:
-        return self._eval_batches("val")
+        return self.eval_batches("val")
 
     def test_dataloader(self) -> EvalBatches:
-        return self._eval_batches("test")
+        return self.eval_batches("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # The data makes its batches on the device.
