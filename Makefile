@@ -1,7 +1,11 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
 BIN := $(VENV)/bin
+endif
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help install train test test-slow lint format bench clean smoke-all
@@ -10,8 +14,8 @@ help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	test -d $(BIN) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	touch $@
 
 install: $(INSTALLED)  ## Make .venv with the pinned versions
@@ -33,13 +37,13 @@ lint: $(INSTALLED)  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## Put the code into form
+format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)  ## Compare a training step with a plain PyTorch loop
 	$(BIN)/python benchmarks/step_overhead.py
 
-clean:  ## Remove what can be made again, but no runs
+clean:  ## Remove build products; keep runs
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -104,7 +104,9 @@ class Row:
 
 
 def models() -> list[str]:
-    return [name for name in Choices.find().options("model") if name not in LIBRARIES]
+    choices = Choices.find()
+    names = [name for name in choices.options("model") if name not in LIBRARIES]
+    return [name for name in names if "models.detection." not in str(choices.body("model", name))]
 
 
 def describe(model: str) -> Row:

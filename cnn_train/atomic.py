@@ -1,12 +1,17 @@
 """Files that appear under their name only when they are whole and on disk."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
 
-from cnn_train.errors import EnvError
+from cnn_train.errors import ConfigError, EnvError
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,9 +21,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
+        with create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -26,6 +31,39 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise EnvError(f"cannot write {path}: {error.strerror}; free some space or set another output_dir") from error
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that nobody can foresee."""
+    return path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing; an error if the name exists, also as a link."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
+    return os.fdopen(descriptor, "wb")
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file, never through a link. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or path.is_symlink():
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        file.write(text)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with links in it: whoever made them would choose what is read and where is written.
+
+    The folder itself may be a link. Raises ConfigError.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a link; a run folder holds none: put the file or folder itself there")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """What goes wrong by the user's input or machine: one line each, and the exit code that says which kind."""
 
+from collections.abc import Mapping
+
 
 class UserError(ValueError):
     """An error whose message is the whole answer: what was got, the rule, what to do. Shown without traceback."""
@@ -8,7 +10,11 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """The command line or the composed config."""
+    """The command line or the composed config; `mended` maps a faulty word of the command line to the right one."""
+
+    def __init__(self, message: str, mended: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.mended = dict(mended or {})
 
 
 class DataError(UserError):

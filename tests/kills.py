@@ -91,6 +91,8 @@ def difference(folder: Path, other: Path) -> str:
 
 
 def unequal(a: object, b: object, path: str) -> str:
+    if path.endswith("/Cost"):  # seconds
+        return ""
     if isinstance(a, torch.Tensor):
         return "" if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else path
     if isinstance(a, dict):
@@ -121,7 +123,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @contextmanager
 def temporary_directory(path: Path | None) -> Iterator[None]:
-    """Within: TMPDIR is elsewhere."""
+    """Set TMPDIR to another folder inside the block."""
     before = os.environ.get("TMPDIR")
     if path is not None:
         os.environ["TMPDIR"] = str(path)

@@ -19,7 +19,7 @@ from cnn_train.inspection.examine import Stage, stages
 from cnn_train.inspection.subject import Subject, describe
 
 CONF = Path(__file__).parents[1] / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if "models.detection." not in p.read_text())
 # Dense layers behind the map, a cell per row: their images have one size.
 ONE_SIZE = {"alexnet_2012", "lenet5", "lstm"}
 # The bins of its pyramid grow with the image, and its field with them.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from kills import begin, difference, end, leftovers, prepare, unequal, whole
 
+from cnn_train.atomic import create
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
 from cnn_train.experiment.callbacks import build_callbacks
@@ -44,7 +45,7 @@ class Disk:
         self.count, self.fails, self.act = 0, fails, act
         for name in ("fsync", "link", "replace", "open"):
             monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        monkeypatch.setattr(checkpoint, "open", self.opened, raising=False)
+        monkeypatch.setattr(checkpoint, "create", self.opened)
 
     def counted(self, function):
         def call(*arguments, **options):
@@ -56,7 +57,7 @@ class Disk:
         return call
 
     def opened(self, *arguments):
-        file = self.counted(open)(*arguments)
+        file = self.counted(create)(*arguments)
         file_write, file_flush = file.write, file.flush
 
         class File:

@@ -7,24 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from cnn_train.cli.line import FLAGS
-from cnn_train.commands import COMMANDS
+from cnn_train import commands
 from cnn_train.commands.completion import candidates
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
 from cnn_train.config.overrides import leaves
+from cnn_train.config.signatures import signature
 
 ROOT = Path(__file__).parents[1]
-NAMES = [name for flag in FLAGS for name in flag.names]
-
-
-def complete(line: str) -> list[str]:
-    return candidates(line, COMMANDS, NAMES)
+complete = candidates
 
 
 def test_verbs_groups_and_settings_begin_a_line():
     found = complete("cnn-train ")
-    assert set(COMMANDS) <= set(found)
+    assert {name for name, command in commands.find().items() if not command.hidden} <= set(found)
     assert {"model=", "norm=", "seed=", "output_dir="} <= set(found)
     assert complete("cnn-train tr") == ["train", "trainer="]
     assert "train" not in complete("cnn-train train ")
@@ -46,8 +42,13 @@ def test_settings_are_those_of_the_choice_on_the_line():
 
 @pytest.mark.parametrize("group", ["optimizer", "trainer", "callbacks", "data", "model"])
 def test_settings_are_the_composed_ones(group):
-    wanted = {f"{key}=" for key, _ in leaves(compose()) if key.startswith(f"{group}.")}
-    assert set(complete(f"cnn-train {group}.")) == wanted
+    composed = {f"{key}=" for key, _ in leaves(compose()) if key.startswith(f"{group}.")}
+    found = set(complete(f"cnn-train {group}."))
+    assert composed <= found
+    config = compose()
+    for key in found - composed:  # settings that no file lists, taken by the builder
+        name = key.removesuffix("=").split(".")[1]
+        assert name in config[group] or name in signature(config[group]._target_).parameters
 
 
 def test_flags_and_the_words_of_list():
@@ -91,3 +92,66 @@ def test_install_and_uninstall_print_a_script(shell, capsys):
     assert f"query={shell}" in capsys.readouterr().out
     assert main(["--shell-completion", f"uninstall={shell}"]) == 0
     assert "cnn-train" in capsys.readouterr().out
+
+
+def test_options_of_the_command_come_with_their_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"run=", "split=", "postprocess=", "output_dir="} <= set(complete("cnn-train eval "))
+    assert complete("cnn-train eval split=") == ["split=test", "split=val"]
+    assert "split=" not in complete("cnn-train train ")
+    assert complete("cnn-train resume schedule=k") == ["schedule=keep"]
+    assert complete("cnn-train inspect picture=") == ["picture=false", "picture=true"]
+    assert complete("cnn-train help ev") == ["eval"]
+    assert complete("cnn-train list no") == ["norm"]
+    assert "seed=" not in complete("cnn-train list "), "a command that takes no settings"
+    assert "--multirun" in complete("cnn-train eval --") and "--multirun" not in complete("cnn-train predict --")
+    assert "--picture" in complete("cnn-train inspect --p") and complete("cnn-train list --c") == ["--config-dir"]
+
+
+def test_networks_after_inspect():
+    networks = Choices.find().options("model")
+    assert set(networks) <= set(complete("cnn-train inspect "))
+    assert complete("cnn-train inspect vgg") == [name for name in networks if name.startswith("vgg")]
+    assert complete("cnn-train inspect resnet18 vgg1") == ["vgg11", "vgg13", "vgg16", "vgg19"]
+    assert complete("cnn-train inspect resnet18 versus=vgg19") == ["versus=vgg19"]
+    assert "model.stem=" in complete("cnn-train inspect densenet121 model.")
+
+
+def test_runs_and_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("outputs/lenet5/2026-11-20_0", "outputs/unet/2026-11-21_0", "elsewhere/a/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "two words").mkdir()
+    assert complete("cnn-train eval run=") == ["run=last", "run=lenet5/2026-11-20_0", "run=unet/2026-11-21_0"]
+    assert {"last", "unet/2026-11-21_0"} <= set(complete("cnn-train resume "))
+    assert complete("cnn-train resume outputs/l") == ["outputs/lenet5/", "outputs/lenet5/2026-11-20_0"]
+    assert complete("cnn-train eval output_dir=elsewhere run=a") == ["run=a/b"]
+    assert complete("cnn-train predict last input=p") == ["input=photo.jpg"]
+    assert complete("cnn-train predict last ph") == ["photo.jpg"]
+    assert complete("cnn-train data=folder data.root=") == [
+        "data.root=elsewhere/",
+        "data.root=outputs/",
+        "data.root=photo.jpg",
+    ]
+    assert complete("cnn-train weights=outputs/u") == ["weights=outputs/unet/"]
+    assert complete("cnn-train weights=nowhere/") == []
+
+
+def test_closed_words_and_settings_that_no_file_lists():
+    assert complete("cnn-train trainer.precision=b") == ["trainer.precision=bf16-mixed"]
+    assert complete("cnn-train trainer.compile=") == ["trainer.compile=false", "trainer.compile=true"]
+    assert complete("cnn-train optimizer.amsgrad=") == ["optimizer.amsgrad=false", "optimizer.amsgrad=true"]
+    assert {"data.max_pixels=", "data.mean=", "data.std="} <= set(complete("cnn-train data=folder data."))
+    assert {"data.images=", "data.masks="} <= set(complete("cnn-train data=segmentation_folder data."))
+    assert "model.layers=" not in complete("cnn-train model=vgg16 model."), "filled in by the program"
+
+
+def test_completion_is_a_command_too(capsys, monkeypatch):
+    from cnn_train.__main__ import main
+
+    monkeypatch.setenv("COMP_LINE", "cnn-train norm=frozen")
+    assert main(["completion", "query=bash"]) == main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out == "norm=frozen_bn\nnorm=frozen_bn\n"
+    assert main(["completion"]) == 2

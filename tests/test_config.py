@@ -45,11 +45,6 @@ def test_every_shipped_choice_composes_and_says_what_it_is():
         assert CHOICES.describe(group, option), f"{group}/{option} has no line that says what it is"
 
 
-def test_every_shipped_model_is_let_in_from_a_saved_run():
-    for option in CHOICES.options("model"):
-        check_targets(CHOICES.body("model", option))
-
-
 def test_every_shipped_file_begins_with_the_command_that_runs_it():
     for group, option in SHIPPED:
         path = CHOICES.path(group, option)
@@ -137,9 +132,9 @@ def test_the_builders_parameters_need_no_plus_sign():
         ("learning_rate=1", "Did you mean optimizer.lr"),
         ("modle=lenet5", "unknown setting 'modle'. Did you mean model (now lenet5)?"),
         ("trainer.max_epoch=3", "Did you mean trainer.max_epochs (now 40)?"),
-        ("trainer.zzz=3", "unknown setting 'trainer.zzz'; trainer has accelerator, "),
+        ("trainer.zzz=3", "unknown setting 'trainer.zzz'; trainer=auto has accelerator, "),
         ("optimizer.amsgrd=true", "Did you mean optimizer.amsgrad?"),
-        ("+optimizer.foo=1", "torch.optim.AdamW takes no 'foo'"),
+        ("+optimizer.foo=1", "optimizer takes no 'foo'. It takes lr, betas, "),
         ("+seeed=1", "unknown setting 'seeed'. Did you mean seed?"),
         ("data.batch_size=abc", "data.batch_size must be a whole number >= 1, got 'abc'"),
         ("data.batch_size=auto", "got 'auto'. trainer.split_batches=auto sends a batch through in as many parts"),
@@ -150,10 +145,10 @@ def test_the_builders_parameters_need_no_plus_sign():
         ("optimizer.lr=nan", "optimizer.lr must be > 0, got nan"),
         ("optimizer.betas=3", "optimizer.betas must be a list [a, b], got 3"),
         ("seed=abc", "seed must be a whole number >= 0, got 'abc'"),
-        ("seed=true", "seed must be a whole number >= 0, got True"),
+        ("seed=true", "seed must be a whole number >= 0, got true"),
         ("trainer.compile=3", "trainer.compile must be true or false, got 3"),
         ("trainer.ema=1", "trainer.ema must be >= 0 and < 1, got 1"),
-        ("trainer.precision=bf16", "got 'bf16'. Did you mean bf16-mixed?"),
+        ("trainer.precision=bf16", "trainer.precision has no 'bf16'. Did you mean bf16-mixed?"),
         ("image_size=[1,2,3]", "image_size must be one side or [height, width], got [1, 2, 3]"),
         ("image_size=0", "image_size must be >= 1, got 0"),
         ("model.num_classes=3", "model.num_classes is not a setting: it comes from the data"),
@@ -254,66 +249,6 @@ def test_annotations_of_code_say_nothing_about_yaml():
 
 # -- saved configs ----------------------------------------------------------------------------------------------------
 
-ATTACKS = [
-    "os.system",
-    "os.popen",
-    "posix.system",
-    "subprocess.run",
-    "builtins.open",
-    "builtins.eval",
-    "pathlib.Path.write_text",
-    "shutil.copy",
-    "shutil.rmtree",
-    "urllib.request.urlretrieve",
-    "pickle.loads",
-    "joblib.load",
-    "numpy.load",
-    "torch.load",
-    "torch.hub.load",
-    "torch.save",
-    "torch.utils.model_zoo.load_url",
-    "torch.jit.load",
-    "torch.nn.modules.module.torch.load",
-    "torch.nn.modules.module.os.system",
-    "torch.nn.init.warnings.warn",
-    "torch.nn.Module.load_state_dict",
-    "torch.optim.optimizer.torch.load",
-    "torchvision.models._api.importlib.import_module",
-    "torchvision.models.resnet.load_state_dict_from_url",
-    "torchvision.datasets.utils.download_url",
-    "lightning.pytorch.LightningModule.load_from_checkpoint",
-    "hydra.utils.instantiate",
-    "hydra.utils.get_method",
-    "cnn_train.config.build.build",
-    "cnn_train.experiment.train.train",
-    "cnn_train.__main__.main",
-    "cnn_train.atomic.write_text",
-    "cnn_train.data.digits.torch.load",
-    "cnn_train.models.classification.lenet.nn.Module.load_state_dict",
-    "cnn_train.layers.factory.__init__",
-    "cnn_train.layers.init._hidden",
-    "cnn_train.layers.norm.math.gcd",
-    "cnn_train.layers..norm.GroupNorm",
-    "cnn_train.layers",
-    "",
-    "not a path",
-    7,
-    None,
-    ["os.system"],
-]
-
-
-@pytest.mark.parametrize("target", ATTACKS, ids=str)
-def test_a_saved_config_may_not_name_it(target):
-    with pytest.raises(ConfigError, match="not allowed in a saved config"):
-        check_targets({"norm": {"inner": [{"_target_": target}]}})
-
-
-def test_a_saved_config_may_not_hide_a_target_in_an_interpolation():
-    config = OmegaConf.create({"a": "os.system", "model": {"_target_": "${a}"}})
-    with pytest.raises(ConfigError, match="not allowed"):
-        check_targets(config)
-
 
 def test_a_saved_config_loads_as_it_was_and_takes_changes(tmp_path):
     config = compose(["norm=gn", "seed=3"])
@@ -330,32 +265,6 @@ def test_a_saved_config_loads_as_it_was_and_takes_changes(tmp_path):
             load(tmp_path, [override])
     with pytest.raises(ConfigError, match="no run config"):
         load(tmp_path / "absent")
-
-
-def test_a_saved_config_with_a_foreign_target_is_refused(tmp_path):
-    config = compose()
-    config.model = {"_target_": "os.system", "command": f"touch {tmp_path / 'evil'}"}
-    save(config, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match=r"os\.system"):
-        load(tmp_path)
-    assert not (tmp_path / "evil").exists()
-
-
-def test_a_config_that_we_wrote_ourselves_may_name_the_users_code(tmp_path):
-    config = compose()
-    config.model = {"_target_": "torch.utils.data.TensorDataset"}
-    save(config, tmp_path / "config.yaml")
-    assert load(tmp_path, trusted=True) == config
-    with pytest.raises(ConfigError, match="not allowed"):
-        load(tmp_path)
-
-
-def test_secrets_of_the_environment_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("CNN_TRAIN_TEST_SECRET", "hunter2")
-    config = compose(["name=${oc.env:CNN_TRAIN_TEST_SECRET}"])
-    assert config.name == "hunter2"
-    save(config, tmp_path / "config.yaml")
-    assert "hunter2" not in (tmp_path / "config.yaml").read_text()
 
 
 def test_leaves_are_the_settings():

@@ -21,19 +21,21 @@ from cnn_train.data.augment import (
     ScaleCrop,
     Shift,
     TrivialAugment,
-    _beta,
-    _draws,
     flip_crop,
     random_resized_crop,
     scale_crop_flip,
     split_stages,
 )
-from cnn_train.data.data import Data, InMemory
+from cnn_train.data.augment.draws import beta as beta_quantiles
+from cnn_train.data.augment.draws import draws
+from cnn_train.data.data import Data, DataSet, InMemory
 from cnn_train.data.random import generator
+from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 
 IGNORE = 255
-OPTIONS = {"ignore_index": IGNORE, "num_classes": 10}
+LABELS = TargetSpec("labels", 10)
+MAPS = TargetSpec("maps", 10, IGNORE)
 OF_MAPS = [
     Flip(), PadCrop(4), PadCrop(3, "reflect"), flip_crop(), Shift(), Erase(), Lighting(), ColorJitter(),
     random_resized_crop(), scale_crop_flip(),
@@ -57,16 +59,16 @@ def maps_of(n: int, size: tuple[int, int] = (20, 24)) -> torch.Tensor:
 @pytest.mark.parametrize("augment", OF_LABELS, ids=name)
 def test_pure_function_of_seed_epoch_and_index(augment):
     images, labels, indices = images_of(8), torch.arange(8), torch.arange(100, 108)
-    whole, targets = augment(images, labels, indices, 3, 1, **OPTIONS)
+    whole, targets = augment(images, labels, indices, 3, 1, LABELS)
     assert whole.dtype == torch.uint8 and whole.shape == images.shape and torch.equal(targets, labels)
     order = torch.tensor([6, 2, 5])
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    some, _ = augment(images[order], labels[order], indices[order], 3, 1, **OPTIONS)
+    some, _ = augment(images[order], labels[order], indices[order], 3, 1, LABELS)
     assert torch.equal(some, whole[order])
     assert torch.equal(state, torch.get_rng_state())
     for epoch, seed in ((4, 1), (3, 2)):
-        other, _ = augment(images, labels, indices, epoch, seed, **OPTIONS)
+        other, _ = augment(images, labels, indices, epoch, seed, LABELS)
         assert not torch.equal(other, whole)
 
 
@@ -76,7 +78,7 @@ def test_a_label_map_moves_with_its_image(augment):
     maps = torch.zeros(16, 24, 24, dtype=torch.int64)
     maps[:, 6:18, 4:12] = 1
     images = (maps * 200 + 20).to(torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
-    changed, targets = augment(images, maps, torch.arange(16), 0, 0, **OPTIONS)
+    changed, targets = augment(images, maps, torch.arange(16), 0, 0, MAPS)
     assert targets.dtype == torch.int64 and set(targets.unique().tolist()) <= {0, 1, IGNORE}
     if isinstance(augment, Lighting | ColorJitter):
         assert torch.equal(targets, maps)
@@ -92,7 +94,7 @@ def test_padding_and_erasing_are_ignored_in_maps():
     maps = maps_of(64)
     ones = torch.full((64, 3, 20, 24), 9, dtype=torch.uint8)
     for augment in (PadCrop(4), Shift(30, 0.3), ScaleCrop((0.5, 0.5)), Erase(1.0, fill="zero")):
-        images, targets = augment(ones, maps, torch.arange(64), 0, 0, **OPTIONS)
+        images, targets = augment(ones, maps, torch.arange(64), 0, 0, MAPS)
         outside = (images == 0).all(1)
         assert outside.any() and (targets[outside] == IGNORE).all()
         assert (targets[(images == 9).all(1)] != IGNORE).float().mean() > 0.98
@@ -101,7 +103,7 @@ def test_padding_and_erasing_are_ignored_in_maps():
 @pytest.mark.parametrize("ignore", [255, -100])
 def test_shift_by_nothing_is_the_identity(ignore):
     images, maps = images_of(4), maps_of(4)
-    same, targets = Shift(0, 0, 0, 0)(images, maps, torch.arange(4), 0, 0, ignore_index=ignore)
+    same, targets = Shift(0, 0, 0, 0)(images, maps, torch.arange(4), 0, 0, TargetSpec("maps", 10, ignore))
     assert torch.equal(same, images) and torch.equal(targets, maps)
 
 
@@ -111,8 +113,8 @@ def test_shift_turns_like_torchvision():  # but clockwise
 
     images = images_of(6, (21, 30))
     augment = Shift(40, 0, 0, 0)
-    got, _ = augment(images, torch.zeros(6), torch.arange(6), 0, 0, ignore_index=0)
-    angles = (_draws(augment, 0, 0, torch.arange(6), 5)[:, 0] * 2 - 1) * 40
+    got, _ = augment(images, torch.zeros(6), torch.arange(6), 0, 0, LABELS)
+    angles = (draws(augment, 0, 0, torch.arange(6), 5)[:, 0] * 2 - 1) * 40
     for image, angle, turned in zip(images, angles.tolist(), got, strict=True):
         wanted = rotate(image, -angle, InterpolationMode.BILINEAR)
         assert (turned.int() - wanted.int()).abs().float().mean() < 0.6
@@ -120,7 +122,7 @@ def test_shift_turns_like_torchvision():  # but clockwise
 
 def test_flip_mirrors_half_of_the_samples():
     images, maps = images_of(400), maps_of(400)
-    flipped, targets = Flip()(images, maps, torch.arange(400), 0, 0, **OPTIONS)
+    flipped, targets = Flip()(images, maps, torch.arange(400), 0, 0, MAPS)
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     kept = (flipped == images).flatten(1).all(1)
     assert (mirrored | kept).all() and 160 < mirrored.sum() < 240
@@ -131,7 +133,7 @@ def test_flip_mirrors_half_of_the_samples():
 def test_crops_come_from_everywhere(mode):
     images = images_of(600, (9, 11))
     padded = F.pad(images, (2,) * 4, mode="constant" if mode == "zeros" else "reflect")
-    cropped, _ = PadCrop(2, mode)(images, torch.zeros(600), torch.arange(600), 0, 0, **OPTIONS)
+    cropped, _ = PadCrop(2, mode)(images, torch.zeros(600), torch.arange(600), 0, 0, LABELS)
     counts = torch.zeros(5, 5)
     for image, source in zip(cropped, padded, strict=True):
         places = [(y, x) for y in range(5) for x in range(5) if torch.equal(image, source[:, y : y + 9, x : x + 11])]
@@ -142,13 +144,13 @@ def test_crops_come_from_everywhere(mode):
 
 def test_reflection_wider_than_the_image_is_refused():
     with pytest.raises(DataError, match="padding=4"):
-        PadCrop(4, "reflect")(images_of(1, (4, 4)), torch.zeros(1), torch.arange(1), 0, 0, **OPTIONS)
+        PadCrop(4, "reflect")(images_of(1, (4, 4)), torch.zeros(1), torch.arange(1), 0, 0, LABELS)
 
 
 def test_erased_boxes_have_the_areas_and_shapes_of_the_paper():
     ones = torch.full((500, 1, 64, 64), 7, dtype=torch.uint8)
     augment = Erase(0.5, (0.02, 0.4), (0.3, 1 / 0.3), "zero")
-    erased = augment(ones, torch.zeros(500), torch.arange(500), 0, 0, **OPTIONS)[0][:, 0] == 0
+    erased = augment(ones, torch.zeros(500), torch.arange(500), 0, 0, LABELS)[0][:, 0] == 0
     hit = erased.flatten(1).any(1)
     assert 0.42 < hit.float().mean() < 0.58
     area = erased[hit].float().mean((1, 2))
@@ -161,7 +163,7 @@ def test_erased_boxes_have_the_areas_and_shapes_of_the_paper():
 
 def test_lighting_follows_the_principal_components():
     grey = torch.full((4000, 3, 1, 1), 128, dtype=torch.uint8)
-    lit, _ = Lighting(0.5)(grey, torch.zeros(4000), torch.arange(4000), 0, 0, **OPTIONS)
+    lit, _ = Lighting(0.5)(grey, torch.zeros(4000), torch.arange(4000), 0, 0, LABELS)
     offset = (lit.double() - 128).flatten(1) / 255
     vectors = torch.tensor(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=torch.float64
@@ -170,17 +172,17 @@ def test_lighting_follows_the_principal_components():
     wanted = 0.5 * torch.tensor([0.2175, 0.0188, 0.0045], dtype=torch.float64)
     torch.testing.assert_close(along.std(0), wanted, rtol=0.08, atol=5e-4)
     with pytest.raises(DataError, match="RGB"):
-        Lighting()(grey[:, :1], torch.zeros(4000), torch.arange(4000), 0, 0, **OPTIONS)
+        Lighting()(grey[:, :1], torch.zeros(4000), torch.arange(4000), 0, 0, LABELS)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_beta_quantiles(alpha):
     from scipy.stats import beta
 
-    draws = torch.linspace(0.001, 0.999, 201)
+    numbers = torch.linspace(0.001, 0.999, 201)
     torch.testing.assert_close(
-        _beta(draws, alpha).double(),
-        torch.from_numpy(beta.ppf(draws.double().numpy(), alpha, alpha)),
+        beta_quantiles(numbers, alpha).double(),
+        torch.from_numpy(beta.ppf(numbers.double().numpy(), alpha, alpha)),
         rtol=0,
         atol=3e-4,
     )
@@ -188,7 +190,7 @@ def test_beta_quantiles(alpha):
 
 def test_mixup_blends_images_and_labels_alike():
     images, labels = images_of(32), torch.arange(32) % 10
-    mixed, targets = MixUp(1.0)(images, labels, torch.arange(32), 0, 0, **OPTIONS)
+    mixed, targets = MixUp(1.0)(images, labels, torch.arange(32), 0, 0, LABELS)
     assert targets.shape == (32, 10) and targets.dtype == torch.float32
     torch.testing.assert_close(targets.sum(1), torch.ones(32))
     share = targets[torch.arange(32), labels]
@@ -201,7 +203,7 @@ def test_mixup_blends_images_and_labels_alike():
 def test_cutmix_pastes_the_area_that_the_labels_say():
     images = (torch.arange(32, dtype=torch.uint8) * 8).view(-1, 1, 1, 1).repeat(1, 3, 20, 24)
     labels = torch.arange(32) % 10
-    mixed, targets = CutMix()(images, labels, torch.arange(32), 0, 0, **OPTIONS)
+    mixed, targets = CutMix()(images, labels, torch.arange(32), 0, 0, LABELS)
     own = (mixed == images).all(1).float().mean((1, 2))
     torch.testing.assert_close(targets[torch.arange(32), labels], own)
     torch.testing.assert_close(targets[torch.arange(32), labels.roll(1)], 1 - own)
@@ -210,25 +212,24 @@ def test_cutmix_pastes_the_area_that_the_labels_say():
 
 def test_soft_targets_pass_through_a_second_mix():
     both = Compose([MixUp(1.0), CutMix()])
-    _, targets = both(images_of(8), torch.arange(8), torch.arange(8), 0, 0, **OPTIONS)
+    _, targets = both(images_of(8), torch.arange(8), torch.arange(8), 0, 0, LABELS)
     torch.testing.assert_close(targets.sum(1), torch.ones(8))
 
 
 def test_what_needs_labels_is_refused_for_maps():
     split = InMemory(images_of(4), maps_of(4).to(torch.uint8))
+    splits, names = dict.fromkeys(("train", "val", "test"), split), [str(i) for i in range(10)]
+    data_set = DataSet("toy", "maps", splits, names, 3, (20, 24))
     for augment in (MixUp(), CutMix(), RandAugment(), TrivialAugment(), Compose([Flip(), MixUp()])):
         with pytest.raises(DataError, match="label maps"):
-            Data(
-                "toy", "segmentation", dict.fromkeys(("train", "val", "test"), split), [str(i) for i in range(10)],
-                in_channels=3, image_size=(20, 24), batch_size=2, eval_batch_size=2, augment=augment,
-            )  # fmt: skip
+            Data(data_set, augment=augment)
 
 
 def test_crops_bring_any_image_to_size():
     image, label_map = images_of(1, (50, 37))[0], maps_of(1, (50, 37))[0]
     for augment in (RandomResizedCrop(), ScaleCrop(), ScaleCrop((0.1, 0.2)), ScaleCrop((3.0, 5.0))):
         for index in range(5):
-            got, labels = augment.one(image, label_map, (33, 48), index, 0, 0, IGNORE)
+            got, labels = augment.one(image, label_map, (33, 48), index, 0, 0, MAPS)
             assert got.shape == (3, 33, 48) and got.dtype == torch.uint8 and labels.shape == (33, 48)
             assert set(labels.unique().tolist()) <= {*range(10), IGNORE}
 
@@ -237,16 +238,16 @@ def test_scale_crop_scales_by_the_factor():
     square = torch.zeros(1, 60, 60, dtype=torch.uint8)
     square[:, 20:40, 20:40] = 250
     for factor in (0.5, 1.5):
-        got, _ = ScaleCrop((factor, factor)).one(square, None, (120, 120), 0, 0, 0, IGNORE)
+        got, _ = ScaleCrop((factor, factor)).one(square, torch.tensor(0), (120, 120), 0, 0, 0, LABELS)
         assert abs(math.sqrt((got > 125).sum().item()) - 20 * factor) < 1.5
 
 
 def test_a_sample_is_the_same_in_a_worker_and_in_a_batch():
     images = images_of(4)
     for augment in (ColorJitter(), RandAugment(), RandomResizedCrop()):
-        batch, _ = augment(images, torch.zeros(4), torch.arange(4), 2, 7, **OPTIONS)
+        batch, _ = augment(images, torch.zeros(4), torch.arange(4), 2, 7, LABELS)
         for index in range(4):
-            alone, _ = augment.one(images[index], None, (20, 24), index, 2, 7, IGNORE)
+            alone, _ = augment.one(images[index], torch.tensor(0), (20, 24), index, 2, 7, LABELS)
             assert torch.equal(alone, batch[index])
 
 
@@ -269,5 +270,5 @@ def test_every_choice_of_the_config_builds_and_runs(path, channels):
     augment = build(compose([f"augment={path.stem}"]).augment)
     if augment is None or (channels == 1 and path.stem in ("lighting", "imagenet")):
         return
-    images, _ = augment(images_of(3, channels=channels), torch.arange(3), torch.arange(3), 0, 0, **OPTIONS)
+    images, _ = augment(images_of(3, channels=channels), torch.arange(3), torch.arange(3), 0, 0, LABELS)
     assert images.shape == (3, channels, 20, 24) and images.dtype == torch.uint8

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cnn_train.data.augment import Compose, Erase, MixUp, Shift, flip_crop
-from cnn_train.data.data import Data, InMemory
+from cnn_train.data.data import Data, DataSet, InMemory
 from cnn_train.data.digits import digits
 from cnn_train.data.random import generator, key, uniform
 from cnn_train.errors import DataError
@@ -25,16 +25,9 @@ def make(n: int = 70, batch_size: int = 16, **options) -> Data:
     images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=generator(1))
     split = InMemory(images, torch.arange(n) % 5)
     names = [str(i) for i in range(5)]
-    options = {"eval_batch_size": 32, **options}
+    splits = {"train": split, "val": split, "test": split}
     return Data(
-        "toy",
-        "classification",
-        {"train": split, "val": split, "test": split},
-        names,
-        in_channels=3,
-        image_size=(8, 8),
-        batch_size=batch_size,
-        **options,
+        DataSet("toy", "labels", splits, names, 3, (8, 8)), batch_size=batch_size, **{"eval_batch_size": 32, **options}
     )
 
 
@@ -93,7 +86,7 @@ def test_batches_made_together_are_those_made_alone(augment, monkeypatch):
     together = list(data.train_batches(0, device=CPU))
     monkeypatch.setattr(Data, "_steps_together", lambda self: 1)
     assert all(same(a, b) for a, b in zip(together, data.train_batches(0, device=CPU), strict=True))
-    assert make(augment=MixUp()).augment.mixes and not getattr(data.augment, "mixes", False)
+    assert make(augment=MixUp()).augment.mixes and (augment is None or not augment.mixes)
 
 
 def test_the_global_generator_is_neither_used_nor_moved():

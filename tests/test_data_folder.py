@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_train.data.augment import Compose, Flip, PerSample, RandomResizedCrop, ScaleCrop
+from cnn_train.data.augment import Compose, Flip, PerSample, RandomResizedCrop, ScaleCrop, apply
 from cnn_train.data.data import InMemory
-from cnn_train.data.files import bring_to_size, cut_by_name, read_image
 from cnn_train.data.folder import folder
+from cnn_train.data.images import bring_to_size, read_image
+from cnn_train.data.splits import cut_by_name
+from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 
 CPU = torch.device("cpu")
@@ -123,7 +125,7 @@ def test_skipped_steps_are_not_decoded(root):
 
 def test_evaluation_is_unaltered_by_augmentation(root):
     class Never(PerSample):
-        def change(self, image, label_map, size, ignore_index):
+        def change(self, image, target, size, spec):
             raise AssertionError("augmented in evaluation")
 
     data = build(root, augment=Never())
@@ -142,8 +144,8 @@ def test_statistics_are_computed_once_and_kept(root, monkeypatch):
     data = build(root)
     images = torch.cat([batch.images for batch in data.eval_batches("train", device=CPU)])
     assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
-    monkeypatch.setattr("cnn_train.data.files.OnDisk.statistics", lambda self: pytest.fail("computed again"))
-    monkeypatch.setattr("cnn_train.data.folder.check_files", lambda *args: pytest.fail("verified again"))
+    monkeypatch.setattr("cnn_train.data.disk.histogram_statistics", lambda counts: pytest.fail("computed again"))
+    monkeypatch.setattr("cnn_train.data.disk.check_files", lambda *args: pytest.fail("verified again"))
     assert build(root).mean == data.mean
     assert build(root, mean=[0.5] * 3, std=[0.2] * 3, image_size=16).std == [0.2] * 3
 
@@ -174,7 +176,7 @@ def test_crop_is_resize_256_and_center_crop_224():
 
     image = torch.randint(0, 256, (3, 12, 16), dtype=torch.uint8)
     image = V.resize(image, [300, 400], antialias=True)
-    got, _ = bring_to_size(image, None, (224, 224), "crop")
+    got = bring_to_size((300, 400), (224, 224), "crop").images(image)
     wanted = V.center_crop(V.resize(image, [256], antialias=True), [224, 224])
     assert torch.equal(got, wanted)
 
@@ -182,19 +184,19 @@ def test_crop_is_resize_256_and_center_crop_224():
 def test_pad_keeps_the_aspect_and_ignores_the_border():
     image = torch.full((1, 20, 40), 200, dtype=torch.uint8)
     label_map = torch.full((20, 40), 3, dtype=torch.uint8)
-    got, labels = bring_to_size(image, label_map, (30, 30), "pad")
+    spec = TargetSpec("maps", 4, 255)
+    got, labels = apply(bring_to_size((20, 40), (30, 30), "pad"), image, label_map, spec)
     assert (got[:, :15] == 200).all() and (got[:, 15:] == 0).all()
     assert (labels[:15] == 3).all() and (labels[15:] == 255).all()
-    got, labels = bring_to_size(image, label_map, (64, 64), "pad")  # never made larger
+    got, labels = apply(bring_to_size((20, 40), (64, 64), "pad"), image, label_map, spec)  # never made larger
     assert (got > 0).sum() == 800 and (labels == 3).sum() == 800
-    assert bring_to_size(image, label_map, (7, 9), "stretch")[1].shape == (7, 9)
+    assert bring_to_size((20, 40), (7, 9), "stretch").maps(label_map, 255).shape == (7, 9)
 
 
 def test_modes_of_pillow(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for mode, array, suffix in (
         ("L", grey, "png"),
-        ("I;16", grey.astype(np.uint16) << 8, "png"),
         ("LA", np.stack([grey, grey], -1), "png"),
         ("RGBA", np.stack([grey] * 4, -1), "png"),
         ("P", None, "gif"),
@@ -305,7 +307,9 @@ def test_damaged_files_are_named(root, damage, workers, verify):
 
 
 def test_size_limit_is_checked_before_decoding(root):
-    with pytest.raises(DataError, match=r"pixels, more than data.max_pixels=1000; .*\(and 35 more like it\)") as error:
+    with pytest.raises(
+        DataError, match=r"pixels, more than data.max_pixels=1000; .*\(and 35 more; all are listed in .*txt\)"
+    ) as error:
         build(root, max_pixels=1000)
     assert "000" in one_line(error)
 
@@ -315,9 +319,9 @@ def test_a_killed_worker_is_explained(root):
     import signal
 
     class Dies(PerSample):
-        def change(self, image, label_map, size, ignore_index):
+        def change(self, image, target, size, spec):
             os.kill(os.getpid(), signal.SIGKILL)
-            return image, label_map
+            return image, target
 
     data = build(root, augment=Dies(), workers=1)
     with pytest.raises(DataError, match="worker was killed, usually for memory"):

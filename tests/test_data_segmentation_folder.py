@@ -215,7 +215,7 @@ def test_0_and_255_are_recognized(root):
         (lambda x: x, {"classes": 2}, ["hold 0, 1, 2", "data.classes needs 3 names"]),
         (lambda x: x * 100, {}, ["hold 0, 100, 200", "data.mask_values=[0,100,200]"]),
         (lambda x: x * 100, {"mask_values": [0, 100, 201]}, ["data.mask_values are 0, 100, 201"]),
-        (lambda x: np.array(COLOURS, np.uint8)[x], {}, ["[128, 0, 0]", "data.palette="]),
+        (lambda x: np.array(COLOURS, np.uint8)[x], {}, ["data.palette=[[0,0,0],[128,0,0],[0,128,64]]"]),
         (lambda x: np.array(COLOURS, np.uint8)[x], {"palette": [*COLOURS[:2], [1, 1, 1]]}, ["[0, 128, 64]"]),
         (lambda x: x, {"classes": None}, ["data.classes is not set", "hold 0, 1, 2"]),
         (lambda x: x, {"palette": COLOURS[:2]}, ["data.palette has 2 entries for 3 classes"]),
@@ -288,13 +288,14 @@ def test_missing_folders(root):
     (root / "masks").rename(root / "labels")
     text = fails(root)
     assert f"no folder {root / 'masks'}" in text and "2 folders" in text and "expected images/" in text
+    assert text.endswith("data.masks=labels if these are the masks")
     assert build(root, masks="labels").size("train") == 2
 
 
 def test_checked_once(root, monkeypatch):
     write(root, 8)
     build(root)
-    monkeypatch.setattr("cnn_train.data.segmentation_folder.check_files", lambda *args: pytest.fail("checked again"))
+    monkeypatch.setattr("cnn_train.data.masks.check_files", lambda *args: pytest.fail("checked again"))
     build(root)
     Image.fromarray(labels_of(3)).save(root / "masks" / "03.png")
     with pytest.raises(pytest.fail.Exception):

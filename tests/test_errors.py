@@ -146,7 +146,13 @@ MISTAKE = IndexError("list index out of range")
 SITUATIONS = [
     Situation("Unknown option", "--mutlirun norm=bn,gn", 2, "Did you mean --multirun?"),
     Situation("Unknown choice of a group", "model=resnt", 2, "Did you mean resnet18?"),
+    Situation("Name of another program", "-m norm=batchnorm,gn seed=0,1", 2, "Did you mean bn?"),
     Situation("Unknown key", "norm=gn batch_sise=3", 2, "Did you mean data.batch_size (now 64)?"),
+    Situation("Value that another program takes", "device=cuda", 2, "trainer.accelerator=gpu"),
+    Situation("Decimal comma", "optimizer.lr=0,01", 2, "decimal point: 0.01"),
+    Situation("Blanks around =", "optimizer.lr = 0.01", 2, "a setting is one word"),
+    Situation("Flag or option that a command does not take", "list norm --cfg job", 2, "list takes no --cfg"),
+    Situation("Run that is not there", "eval lenet6", 2, "no run at"),
     Situation("Wrong type", "optimizer.lr=abc", 2, "optimizer.lr must be a number, got 'abc'"),
     Situation("Value out of range", "data.batch_size=-4", 2, "data.batch_size must be >= 1, got -4"),
     Situation("Images too small for the model", "model=alexnet image_size=32", 2, "image_size="),
@@ -221,7 +227,7 @@ the command to try. `--debug` or `CNN_TRAIN_DEBUG=1` shows the traceback; it is 
 | 4 | environment: no GPU, no memory, no disk, a missing package |
 | 5 | diverged: the loss or a gradient is not finite |
 | 1 | anything else: a mistake of ours |
-| 130, 143, 138 | Ctrl-C, SIGTERM, SIGUSR1: the state is saved |
+| 130, 143, 138, 129, 152 | Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, SIGXCPU: the state is saved |
 
 This page is what the tests print (`python tests/test_errors.py`).
 """

@@ -23,7 +23,7 @@ QUICK = ["trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.progress=no
 NETWORKS = {
     "lenet5": ["model=lenet5"],
     "resnet18": ["model=resnet18", "+model.widths=[4,4,8,8]", "model.stem=small", "norm=gn"],
-    "unet": ["model=unet", "model.width=4", "data.num_images=16", "image_size=32", "data.batch_size=4"],
+    "unet": ["model=unet", "model.width=4", "data.num_train=8", "image_size=32", "data.batch_size=4"],
 }
 
 

@@ -1,16 +1,19 @@
 """Files and command lines that mean harm or are broken: none runs code, escapes its folder or ends in a traceback."""
 
+import ast
 import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import tomllib
 import zipfile
 import zlib
-from contextlib import redirect_stderr, redirect_stdout
-from importlib.metadata import requires
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -18,17 +21,20 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kills import OPTIONS, prepare
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from PIL import Image
 
+from cnn_train import atomic
 from cnn_train.__main__ import main
-from cnn_train.cli.guard import guarded
+from cnn_train.cli.guard import guarded, show
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
-from cnn_train.data.files import read_image
+from cnn_train.data.images import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
-from cnn_train.runs import checkpoint, secrets
+from cnn_train.runs import checkpoint, git, secrets, signals
 from cnn_train.runs import folder as run_folder
+from cnn_train.text import csv_text, is_secret, plain
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,7 +120,7 @@ YAML_PIECES = [
     "${", "<<: ",
 ]  # fmt: skip
 SAVED = st.sampled_from([compose(list(OPTIONS)), compose(["model=resnet18", "norm=gn"])]).map(
-    lambda config: __import__("omegaconf").OmegaConf.to_yaml(config)
+    lambda config: OmegaConf.to_yaml(config)
 )
 
 
@@ -307,20 +313,22 @@ SECRETS = {
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_no_secret_reaches_the_run_folder(secret, tmp_path, monkeypatch):
+    """By its form in command, log and differences; a value of the environment in config.yaml too, which still runs."""
     monkeypatch.setenv("MY_API_KEY", "from-the-environment-42")
     monkeypatch.setattr(sys, "argv", ["cnn-train", f"weights={secret}", "name=from-the-environment-42"])
-    cfg = compose([*OPTIONS, "name=from-the-environment-42", f"monitor='{secret}'", f"output_dir={tmp_path}"])
+    cfg = compose([*OPTIONS, "name=from-the-environment-42", "monitor=val/nothing", f"output_dir={tmp_path}"])
     with pytest.raises(UserError):
         from cnn_train.experiment.train import train
 
         train(cfg, _made(tmp_path / "run"))
-    run_folder.describe(tmp_path / "run", __import__("omegaconf").OmegaConf.to_yaml(cfg), run_folder.command_line())
+    run_folder.describe(tmp_path / "run", OmegaConf.to_yaml(cfg), run_folder.command_line())
     hidden = secret.split("@")[0].split(":")[-1] if "@" in secret else secret
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             assert hidden.encode() not in path.read_bytes(), path
             assert b"from-the-environment-42" not in path.read_bytes(), path
-    assert load(tmp_path / "run").trainer == cfg.trainer, "what is left is a config"
+    assert "name: ${oc.env:MY_API_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert load(tmp_path / "run") == cfg, "what runs from it is what was composed"
 
 
 def _made(folder: Path) -> Path:
@@ -338,10 +346,42 @@ def _made(folder: Path) -> Path:
         ("num_tokens: 5", "num_tokens: 5"),
         ("tokens=5", "tokens=5"),
         ("optimizer.lr=0.1", "optimizer.lr=0.1"),
+        ("+  api_key: abcdef", "+  api_key: HIDDEN"),
+        ("password='two words' seed=1", "password=HIDDEN seed=1"),
+        ("tokenizer=bert max_tokens=5 PGPASSWORD=abc", "tokenizer=bert max_tokens=5 PGPASSWORD=HIDDEN"),
     ],
 )
 def test_what_is_masked(text, masked):
     assert secrets.mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    "value", ["sk-resnet50-baseline-gn-cosine", "/x/hf_my_segmentation_cache_dir", "ghp_" + "a" * 30]
+)
+def test_a_name_that_looks_like_a_secret_stays_in_the_config(value, tmp_path):
+    cfg = compose([f"name={Path(value).name}", f"output_dir={value}"])
+    run_folder.describe(tmp_path, OmegaConf.to_yaml(cfg), "cnn-train")
+    assert load(tmp_path) == cfg
+
+
+def test_masking_of_data(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "abcdefgh12345")
+    data = {"api_key": "x", "jobs": [{"overrides": ["name=abcdefgh12345", "a=1"]}], "num_tokens": 3, "token": None}
+    assert secrets.masked(data) == {
+        "api_key": "HIDDEN", "jobs": [{"overrides": ["name=HIDDEN", "a=1"]}], "num_tokens": 3, "token": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["a.", "eyJ", "-eyJ", "token", "password_", "sk-", "://", "x://a:", "\n", " ", "api_key: ", "hf_"], ids=repr
+)
+def test_masking_takes_time_in_proportion_to_the_text(text):
+    """16 kB; patterns that begin anew inside of what they have seen took 36 s."""
+    text *= 16_000 // len(text)
+    start = time.process_time()
+    secrets.mask(text)
+    secrets.mask_settings(text)
+    assert time.process_time() - start < 0.3
 
 
 def test_ten_runs_started_at_once_have_ten_folders(tmp_path):
@@ -350,8 +390,6 @@ def test_ten_runs_started_at_once_have_ten_folders(tmp_path):
         "import sys, time; from pathlib import Path; from cnn_train.runs.folder import create;"
         "time.sleep(max(float(sys.argv[2]) - time.time(), 0)); print(create(Path(sys.argv[1])))"
     )
-    import time
-
     moment = str(time.time() + 1.5)
     processes = [
         subprocess.Popen(
@@ -378,10 +416,311 @@ def test_ten_runs_started_at_once_have_ten_results(tmp_path):
     assert len(results) == 10 and all(result == results[0] for result in results)
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_what_is_imported_is_declared():
+    called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "hydra": "hydra-core"}
+    called["vl_convert"] = "vl-convert-python"
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    declared = {Requirement(line).name.lower() for line in lines} | {"cnn_train"}
+    imported = set()
+    for path in (ROOT / "cnn_train").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.split(".")[0] for name in names}
+    missing = {called.get(name, name).lower() for name in imported - sys.stdlib_module_names} - declared
+    assert missing == set()
+
+
+def test_every_declared_package_is_pinned():
+    pinned = dict(
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for line in PROJECT["dependencies"]:
+        wanted = Requirement(line)
+        assert pinned[wanted.name.lower().replace("_", "-")] in wanted.specifier, line
+
+
 def test_versions_with_known_holes_are_excluded():
-    allowed = {Requirement(line).name: Requirement(line).specifier for line in requires("cnn-train") or []}
+    allowed = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
     for name, version in [
         ("lightning", "2.6.2"), ("lightning", "2.6.3"), ("lightning", "2.6.5"), ("torch", "2.9.1"),
-        ("hydra-core", "1.3.7"),
+        ("hydra-core", "1.3.7"), ("pillow", "12.2.0"),
     ]:  # fmt: skip
         assert version not in allowed[name], f"{name} {version}"
+
+
+# -- Folders that mean harm -------------------------------------------------------------------------------------------
+
+GIT = {
+    "fsmonitor": ("[core]\nfsmonitor = PROGRAM\n", ""),
+    "external diff": ("[diff]\nexternal = PROGRAM\n", ""),
+    "diff driver": ('[diff "evil"]\ncommand = PROGRAM\n', "* diff=evil\n"),
+    "textconv": ('[diff "evil"]\ntextconv = PROGRAM\n', "* diff=evil\n"),
+    "clean filter": ('[filter "a=b"]\nclean = PROGRAM\nrequired = true\n', "* filter=a=b\n"),
+    "process filter": ('[filter "evil"]\nprocess = PROGRAM\nrequired = true\n', "* filter=evil\n"),
+    "included": ("[include]\npath = evil.cfg\n", "* filter=evil\n"),
+}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit and one change, in which this test stands."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    folder = _made(tmp_path / "repository")
+    monkeypatch.chdir(folder)
+    (folder / "a.txt").write_text("before\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], check=True)
+    (folder / "a.txt").write_text("after\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", GIT)
+def test_git_runs_nothing_that_a_repository_names(name, repository, tmp_path):
+    mark, program = tmp_path / "mark", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\ncat\n")
+    program.chmod(0o755)
+    settings, attributes = (text.replace("PROGRAM", str(program)) for text in GIT[name])
+    (repository / ".git" / "evil.cfg").write_text(f'[filter "evil"]\nclean = {program}\n')
+    with open(repository / ".git" / "config", "a") as file:
+        file.write(settings)
+    (repository / ".gitattributes").write_text(attributes)
+    commit, diff = git.git_state()
+    assert len(commit) == 40 and "-before\n+after\n" in diff
+    assert not mark.exists()
+    subprocess.run(["git", "diff", "HEAD"], capture_output=True)
+    assert mark.exists(), "git itself runs it"
+
+
+def test_a_large_difference_is_told_by_its_length_and_hash(repository):
+    (repository / "a.txt").write_text("x" * 5000)
+    _, whole = git.git_state()
+    _, told = git.git_state(largest=1000)
+    import hashlib
+
+    assert f"{len(whole):,} bytes" in told and hashlib.sha256(whole.encode()).hexdigest() in told
+    assert told.startswith("# ") and told.count("\n") == 1
+
+
+def test_git_tells_nothing_of_another_folder(repository, tmp_path):
+    other = _made(tmp_path / "other")
+    (other / "a.txt").write_text("private\n")
+    subprocess.run(["git", "config", "core.worktree", str(other)], check=True)
+    assert "private" not in git.git_state()[1]
+
+
+def test_without_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert git.git_state() == (None, "")
+
+
+LINKS = [
+    "log.txt",
+    "config.yaml",
+    "last.ckpt",
+    "metrics.csv",
+    "eval",
+    "predictions",
+    "pictures",
+    "tensorboard",
+    "eval/a",
+]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_a_run_folder_is_refused(name, tmp_path):
+    folder, private = prepare(tmp_path / "run"), tmp_path / "private"
+    if name in ("eval", "predictions", "pictures", "tensorboard"):
+        private.mkdir()
+    else:
+        private.write_text("kept")
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(private)
+    with pytest.raises(ConfigError, match=f"{name} is a link"):
+        load(folder)
+    with pytest.raises(ConfigError, match="is a link"), run_folder.in_use(folder):
+        raise AssertionError("trains")
+    if name == "log.txt":
+        assert run_folder.log(folder, "ssh-rsa AAAA") is None
+    assert list(private.iterdir()) == [] if private.is_dir() else private.read_text() == "kept"
+
+
+def test_the_run_folder_itself_may_be_a_link(tmp_path):
+    prepare(tmp_path / "elsewhere")
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    load(tmp_path / "run")
+
+
+def test_a_pipe_in_the_place_of_the_log_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    assert run_folder.log(tmp_path, "text") is None
+
+
+def test_a_message_begins_no_line_of_the_log(tmp_path):
+    run_folder.log(tmp_path, "one\n2026-01-01 00:00:00 [1] done\r\nssh-rsa AAAA\x1b[2K\u2028x")
+    lines = (tmp_path / "log.txt").read_text().split("\n")
+    assert lines[1:] == ["  2026-01-01 00:00:00 [1] done", "  ssh-rsa AAAAx", ""]
+
+
+def test_temporary_files_are_new_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "token_hex", lambda count: "foreseen")
+    (tmp_path / "private").write_text("kept")
+    for name in ("a.json", "a.ckpt"):
+        (tmp_path / f".{name}.foreseen.tmp").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError):
+        atomic.write_text(tmp_path / "a.json", "{}")
+    with pytest.raises(UserError):
+        checkpoint.save({}, tmp_path / "a.ckpt")
+    assert (tmp_path / "private").read_text() == "kept"
+    monkeypatch.undo()
+    names = {atomic.temporary_name(tmp_path / "a").name for _ in range(9)}
+    assert len(names) == 9
+
+
+def compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(2):
+            archive.writestr(f"archive/data/{n}", bytes(20_000_000))
+
+
+def overlapping(path: Path) -> None:
+    """Many entries of the directory for one and the same record."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", bytes(1_000_000))
+        archive.filelist += archive.filelist * 999
+        archive._didModify = True
+
+
+def repeated(path: Path) -> None:
+    torch.save({"network": {"weight": torch.zeros(1).expand(10**12)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [(compressed, "compressed records"), (overlapping, "larger than the file"), (repeated, "does not hold")],
+)
+def test_a_small_checkpoint_is_small(make, told, tmp_path):
+    make(tmp_path / "a.ckpt")
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=told):
+        checkpoint.load(tmp_path / "a.ckpt")
+    assert time.process_time() - start < 1
+
+
+def test_a_folder_one_stands_in_is_no_library(tmp_path):
+    from cnn_train.experiment.processes import start
+    from cnn_train.sweep.local import WORKER
+
+    mark = tmp_path / "mark"
+    for name in ("random", "json", "torch", "cnn_train"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit(9)\n")
+    path = os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+    ended = subprocess.run(
+        [*WORKER, "nowhere"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (ended.returncode, mark.exists()) == (2, False), ended.stderr
+    assert "no run config nowhere" in ended.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda command, **options: command)
+        command = start(tmp_path, True, 0, 2, 1234, ["trust=mine.net"])
+    assert command[1:] == ["-P", "-m", "cnn_train", "worker", str(tmp_path), "resume=true", "trust=mine.net"]
+
+
+# -- Terminals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cat", "cat"), ("\x1b[31mred\x1b[0m", "red"), ("\x1b]0;title\x07x", "x"), ("\x1b]52;c;cHduZWQ=\x1b\\x", "x"),
+        ("\x9b2Jx", "x"), ("a\rb\x00\x07\x7f", "ab"), ("a\tb\nc", "a\tb\nc"), ("\u202egpj.exe", "gpj.exe"),
+        ("\udc80", "\ufffd"),
+        ("[red]x", "[red]x"), ("caf\u00e9 \u732b", "caf\u00e9 \u732b"), ("\x1bcx", "x"), ("\x1b(0x", "x"), (7, "7"),
+    ],
+)  # fmt: skip
+def test_text_has_no_escape_codes(text, shown):
+    assert plain(text) == shown
+
+
+def test_an_error_is_shown_as_plain_text(capsys):
+    def fail() -> None:
+        error = DataError("no class '\x1b[2J\x1b]0;x\x07cat'")
+        error.add_note("try: \x1b[31mdog")
+        raise error
+
+    assert guarded(fail) == 3
+    assert capsys.readouterr().err == "error: no class 'cat'\n  try: dog\n"
+
+
+def test_cells_are_not_calculated():
+    rows = [
+        ["class", "iou"],
+        ["=1+1", -0.5],
+        ["a,b", "-0.5"],
+        ['say "x"', None],
+        ["@SUM(A1)", 1],
+        ["-cmd|' /C calc'!A0", "+a"],
+    ]
+    text = csv_text(rows)
+    assert text == 'class,iou\n\'=1+1,-0.5\n"a,b",-0.5\n"say ""x""",\n\'@SUM(A1),1\n\'-cmd|\' /C calc\'!A0,\'+a\n'
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGXCPU", 152), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_signals_that_end_a_run(name, code):
+    assert guarded(lambda: signal.raise_signal(getattr(signal, name)), tell=lambda text: None) == code
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.raised():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("state", ["none", "closed", "without a reader"])
+def test_an_end_is_told_where_nobody_reads_it(state, monkeypatch):
+    """The exit code is that of the error all the same."""
+    if state == "none":
+        stream = None
+    else:
+        reader, writer = os.pipe()
+        stream = os.fdopen(writer, "w", buffering=1)
+        os.close(reader)
+        if state == "closed":
+            stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    show("text")
+
+    def fail() -> None:
+        raise DataError("no")
+
+    assert guarded(fail) == 3
+    if stream is not None:
+        with suppress(OSError):
+            stream.close()
+
+
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "_lock", lambda folder: None)
+    with run_folder.in_use(tmp_path):
+        pass
+    assert "has no locks: see to it that no second process trains there" in capsys.readouterr().err
+    assert "has no locks" in (tmp_path / "log.txt").read_text()
+
+
+def test_names_of_secrets():
+    named = ["password", "MY_API_KEY", "HF_TOKEN", "secret_2", "aws_secret_access_key", "api-key", "PGPASSWORD"]
+    assert [name for name in named if not is_secret(name)] == []
+    others = ["num_tokens", "tokenizer", "key", "monkey", "author", "pass_through", "secretary"]
+    assert [name for name in others if is_secret(name)] == []

@@ -19,8 +19,8 @@ from cnn_train.analysis import trace
 from cnn_train.analysis.attribution import deconvnet, excitations, grad_cam
 from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.cli.line import split
-from cnn_train.commands import COMMANDS
-from cnn_train.commands.inspect import read_options
+from cnn_train.cli.options import read
+from cnn_train.commands.inspect import Options, run
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
@@ -89,14 +89,18 @@ def test_public_data_need_not_be_on_disk(capsys, data, num_classes, size):
 
 
 def test_facts_of_ones_own_yaml_are_read(tmp_path, capsys):
-    (tmp_path / "data").mkdir()
-    mine = tmp_path / "data" / "mine.yaml"
-    mine.write_text("# facts: num_classes=7 in_channels=2 image_size=48\n_target_: cnn_train.data.digits.digits\n")
-    words = ("model=resnet18", "data=mine", "--config-dir", str(tmp_path))
-    found = facts(capsys, *words)
+    for group in ("data", "model"):
+        (tmp_path / group).mkdir()
+    numbers = "{num_classes: 7, in_channels: 2, image_size: 48}"
+    (tmp_path / "data" / "mine.yaml").write_text(f"_target_: cnn_train.data.folder.folder\npublished: {numbers}\n")
+    own = ("--config-dir", str(tmp_path))
+    found = facts(capsys, "model=resnet18", "data=mine", *own)
     assert (found["num_classes"], found["input_size"]) == (7, [2, 48, 48])
-    mine.write_text("# facts: num_classes=many\n_target_: cnn_train.data.digits.digits\n")
-    assert main(["inspect", *words]) == 2
+    mine, target = tmp_path / "model" / "mine.yaml", "_target_: cnn_train.models.classification.resnet.resnet18\n"
+    mine.write_text(f"# facts: image_size=96\n{target}")
+    assert facts(capsys, "model=mine", *own)["input_size"] == [3, 96, 96]
+    mine.write_text(f"# facts: image_size=large\n{target}")
+    assert main(["inspect", "model=mine", *own]) == 2
     assert "facts are whole numbers" in capsys.readouterr().err
 
 
@@ -167,24 +171,24 @@ def test_no_weights_are_allocated(init):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "b", "c"], "one more"),
+        (["a", "b", "c"], "no command 'c'"),
         (["depth=0"], "depth must be"),
         (["format=xml"], "format must be"),
         (["run=nowhere"], "no run at"),
         (["picture=maybe"], "picture must be"),
         (["versus="], "versus= is empty"),
         (["dept=1"], "Did you mean depth?"),
-        (["-m", "norm=bn,gn"], "leave --multirun out"),
+        (["-m", "norm=bn,gn"], "takes no --multirun"),
     ],
 )
 def test_options_are_checked(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_options(split(["inspect", *words], COMMANDS))
+        run(read(Options, split(["inspect", *words], ["inspect"]), ["inspect"]))
 
 
 def test_advice_is_a_command_of_this_verb(capsys):
     assert main(["inspect", "vgg166", "norm=gn"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect model=vgg16 norm=gn"
+    assert capsys.readouterr().err.splitlines()[-1] == "  try: cnn-train inspect vgg16 norm=gn"
 
 
 def test_too_small_images_are_one_line(capsys):

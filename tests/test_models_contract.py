@@ -29,7 +29,9 @@ def choices(group: str) -> list[str]:
 
 
 LIBRARIES = {"timm", "torchvision"}  # whole libraries, whose networks come as they are
-MODELS = [model for model in choices("model") if model not in LIBRARIES]
+# Detection networks have outputs of another kind: tests/test_models_detection.py.
+DETECT = {path.stem for path in (CONF / "model").glob("*.yaml") if "models.detection." in path.read_text()}
+MODELS = [model for model in choices("model") if model not in LIBRARIES | DETECT]
 SWAPS = {
     "norm_layer": choices("norm"),
     "act_layer": [act for act in choices("act") if act != "paper"],

@@ -66,7 +66,7 @@ def test_the_schedule_of_a_longer_run(two_epochs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("word", "code", "says"),
     [
-        ("optimizer.lr=1", 2, "a run that goes on keeps this"),
+        ("optimizer.lr=1", 2, "a resumed run keeps this"),
         ("seed=1", 2, "weights="),
         ("data.batch_size=8", 2, "another experiment"),
         ("schedule=short", 2, "stretch, keep, restart"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnn_train.__main__ import main
 from cnn_train.config.compose import compose
-from cnn_train.data.segmentation_folder import MaskReader
+from cnn_train.data.masks import MaskReader
 from cnn_train.errors import ConfigError, DataError
 from cnn_train.experiment.build import build_task, prepare
 from cnn_train.experiment.evaluate import evaluate
@@ -241,13 +241,15 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
         assert len({row[f"class_{rank}"] for rank in (1, 2, 3)}) == 3
     with pytest.raises(ConfigError, match="postprocess=crf is for segmentation"):
         evaluate(run, ["postprocess=crf"])
+    with pytest.raises(ConfigError, match="postprocess=crf is for segmentation"):
+        predict(run, tmp_path / "images", overrides=["postprocess=crf"])
 
 
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["predict"], 2, "predict needs run= and input="),
-        (["predict", "run=nowhere", "input=x"], 2, "no run folder or checkpoint at nowhere"),
+        (["predict"], 2, "predict needs run=RUN and input=PATH"),
+        (["predict", "run=nowhere", "input=x"], 2, "no run at "),
         (["predict", "run=tests", "input=x", "top=0"], 2, "top must be a whole number"),
         (["predict", "run={run}", "input=nowhere"], 3, "no image or folder nowhere"),
         (["predict", "run={run}", "input={run}/tensorboard"], 3, "holds no images but"),

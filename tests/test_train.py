@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cnn_train.config.compose import compose
-from cnn_train.errors import ConfigError, DataError, DivergedError, EnvError
+from cnn_train.errors import ConfigError, DivergedError, EnvError
 from cnn_train.experiment.evaluate import evaluate
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
@@ -248,7 +248,7 @@ def test_divergence_is_told(tmp_path):
         (["monitor=val/iou"], ConfigError, "choose one of val/loss, val/acc"),
         (["model=resnet18", "data.batch_size=1", "trainer.limit_batches=2"], ConfigError, "norm=gn"),
         (["weights=nowhere.ckpt"], ConfigError, "no checkpoint at nowhere.ckpt"),
-        (["data.normalize=zca"], DataError, "standardize, minmax or none"),
+        (["data.normalize=zca"], ConfigError, "standardize, minmax, none"),
         (["trainer=gpu"], EnvError, "use trainer=cpu"),
     ],
 )  # fmt: skip
@@ -304,3 +304,18 @@ def test_a_finished_run_takes_more_epochs(tmp_path):
     run(tmp_path / "a", "scheduler=constant", "trainer.max_epochs=3", resume=True)
     run(tmp_path / "b", "scheduler=constant", "trainer.max_epochs=3")
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_training_again_and_again_in_one_process_keeps_nothing_alive(tmp_path):
+    import gc
+
+    from cnn_train.training.loop import Loop
+
+    counts = []
+    for number in range(4):
+        run(tmp_path / str(number), "trainer.max_epochs=1", "logger=tensorboard")
+        gc.collect()
+        objects = gc.get_objects()
+        assert not [thing for thing in objects if type(thing) is Loop]
+        counts.append(len(objects))
+    assert counts[3] - counts[2] < 200, counts

@@ -8,11 +8,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cnn_train.errors import EnvError, UserError
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import signals
+from cnn_train.text import plain
 
 
 def guarded(
@@ -31,7 +34,7 @@ def guarded(
         with signals.raised():
             return run() or 0
     except signals.Interrupted as stop:
-        (tell or show)("\n".join([str(stop), *getattr(stop, "__notes__", ())]))
+        (tell or show)(plain("\n".join([str(stop), *getattr(stop, "__notes__", ())])))
         return stop.exit_code
     except KeyboardInterrupt:  # not in the main thread, where it is Interrupted
         (tell or show)("stopped")
@@ -68,11 +71,22 @@ def explain(error: Exception) -> tuple[str, Iterable[str], int]:
             [],
             EnvError.exit_code,
         )
+    if isinstance(error, FileNotFoundError) and not error.filename and is_gone():
+        return "the folder that this shell stands in is gone; cd into one that exists", [], UserError.exit_code
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if missing and not missing.startswith("cnn_train"):
         package = missing.partition(".")[0]
         return f"the package {package} is not installed", [f"try: {pip_line(package)}"], EnvError.exit_code
     return f"unexpected {type(error).__name__}: {first_line(error)}", [], 1
+
+
+def is_gone() -> bool:
+    """Whether the working folder has been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def pip_line(package: str) -> str:
@@ -105,20 +119,25 @@ def write_crash(folder: Path | None) -> Path | str:
 
 def show_error(message: str, notes: Iterable[str] = ()) -> None:
     paint = Paint(sys.stderr)
-    lines = [paint("error:", "1;31") + " " + " ".join(message.split())]
-    lines += ["  " + note for note in notes]
+    lines = [paint("error:", "1;31") + " " + " ".join(plain(message).split())]
+    lines += ["  " + " ".join(plain(note).split("\n")) for note in notes]
     show("\n".join(lines[:6]))
 
 
 def show(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Print on stderr, if somebody still reads it."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Paint:
     """Colours for a stream that is a terminal, unless NO_COLOR or TERM=dumb; otherwise plain text."""
 
-    def __init__(self, stream: object):
-        tty = getattr(stream, "isatty", lambda: False)()
+    def __init__(self, stream: Any):
+        try:
+            tty = stream is not None and stream.isatty()
+        except (AttributeError, ValueError):  # no stream, or a closed one
+            tty = False
         self.on = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def __call__(self, text: str, code: str) -> str:

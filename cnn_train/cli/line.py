@@ -1,9 +1,12 @@
-"""A command line taken apart: verb, words, overrides, flags."""
+"""A command line taken apart: verb, words, overrides, flags; and the line to try after a mistake."""
 
+import ast
 import os
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cnn_train.config.choices import Choices, nearest
 from cnn_train.errors import ConfigError
@@ -13,9 +16,12 @@ INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 @dataclass(frozen=True)
 class Flag:
+    """A flag; `everywhere`: each verb takes it."""
+
     names: tuple[str, ...]
     value: str  # name of its value; "" if it takes none; in [] if it may be left out
     help: str
+    everywhere: bool = False
 
 
 FLAGS = (
@@ -23,23 +29,47 @@ FLAGS = (
     Flag(("--cfg", "-c"), "job", "print the composed config and stop"),
     Flag(("--resolve",), "", "with --cfg: fill in ${...}"),
     Flag(("--package", "-p"), "KEY", "with --cfg: only this part"),
-    Flag(("--info", "-i"), "[WHAT]", f"print what is composed from where and stop: {', '.join(INFO)}"),
+    Flag(("--info", "-i"), "[WHAT]", f"print where it comes from and stop: {', '.join(INFO)}"),
     Flag(("--config-dir", "-cd"), "DIR", "a folder with choices of your own (DIR/model/mine.yaml)"),
-    Flag(("--shell-completion", "-sc"), "install=SHELL", 'TAB: eval "$(cnn-train -sc install=bash)"; also zsh, fish'),
-    Flag(("--picture",), "", "with inspect: PNG files and an HTML page"),
-    Flag(("--debug",), "", "show tracebacks (also CNN_TRAIN_DEBUG=1)"),
-    Flag(("--version",), "", "print the version"),
-    Flag(("--help", "-h"), "", "this text"),
-    Flag(("--run", "-r"), "", ""),  # Hydra's name for what happens anyway
+    Flag(("--trust",), "PACKAGE[,...]", "your own packages that a saved run may name, since its file may be anybody's"),
+    Flag(("--shell-completion", "-sc"), "install=SHELL", "the TAB key: as the command completion", everywhere=True),
+    Flag(("--picture",), "", "PNG files and an HTML page"),
+    Flag(("--debug",), "", "show tracebacks (also CNN_TRAIN_DEBUG=1)", everywhere=True),
+    Flag(("--version",), "", "print the version", everywhere=True),
+    Flag(("--help", "-h"), "", "help for a command, or this overview", everywhere=True),
+    Flag(("--run", "-r"), "", "", everywhere=True),  # accepted for Hydra users; has no effect
 )
+FLAG = {name: flag for flag in FLAGS for name in flag.names}
+
+# What commands are called elsewhere.
+OTHER_VERBS = {
+    "fit": "train", "run": "train", "learn": "train", "test": "eval", "evaluate": "eval", "validate": "eval",
+    "val": "eval", "infer": "predict", "inference": "predict", "continue": "resume", "restart": "resume",
+    "tune": "sweep", "search": "sweep", "multirun": "sweep", "summary": "inspect", "models": "list", "ls": "list",
+    "verify": "verify-repro",
+}  # fmt: skip
+DASHES = "‐‑‒–—―−"
+QUOTES = "“”„‟‘’‚‛«»″′"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its module in `cnn_train.commands` and a line of help ("": not shown)."""
+    """A command: its file in `cnn_train.commands`. Hidden ones, whose name begins with `_`, are for the program."""
 
-    module: str
-    help: str
+    path: Path
+
+    @property
+    def hidden(self) -> bool:
+        return self.path.stem.startswith("_")
+
+    @property
+    def help(self) -> str:
+        """What it does: the first line of its docstring, read without importing it."""
+        text = ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+        first = text.partition("\n")[0].rstrip(".")
+        named = first.startswith(("cnn-train ", "`cnn-train ")) and ": " in first
+        first = first.partition(": ")[2] if named else first
+        return first[:1].lower() + first[1:] if first[1:2].islower() else first
 
 
 @dataclass
@@ -50,25 +80,29 @@ class Line:
     words: list[str] = field(default_factory=list)  # bare words after the verb
     overrides: list[str] = field(default_factory=list)
     flags: dict[str, str] = field(default_factory=dict)  # by long name
+    verb_is_typed: bool = False
 
     @property
     def config_dir(self) -> str | None:
         return self.flags.get("--config-dir")
 
 
-def split(arguments: Sequence[str], verbs: Iterable[str]) -> Line:
+def split(arguments: Sequence[str], verbs: Collection[str]) -> Line:
     """Tell verb, bare words, overrides and flags apart. Raises ConfigError for an unknown verb or flag."""
+    refuse_typography(arguments)
+    refuse_blanks(arguments, verbs)
     line = Line()
     bare: list[str] = []
-    by_name = {name: flag for flag in FLAGS for name in flag.names}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         if word.startswith("-") and len(word) > 1:
             name, sign, value = word.partition("=")
-            flag = by_name.get(name)
+            flag = FLAG.get(name)
             if flag is None:
-                raise unknown_flag(name, by_name)
+                raise unknown_flag(word, arguments)
+            if not flag.value and sign:
+                raise ConfigError(f"{name} takes no value", {word: name})
             if flag.value and not sign:
                 optional = flag.value.startswith("[")
                 if rest and not rest[0].startswith("-") and (not optional or rest[0] in INFO):
@@ -83,33 +117,108 @@ def split(arguments: Sequence[str], verbs: Iterable[str]) -> Line:
             bare.append(word)
     if bare:
         line.verb, *line.words = bare
+        line.verb_is_typed = True
         if line.verb not in verbs:
-            raise unknown_verb(line.verb, line, verbs)
-        if line.words and line.verb in ("train", "sweep"):
-            raise unknown_verb(line.words[0], line, verbs)
+            raise unknown_word(line.verb, line, verbs)
+    if line.words == ["help"] and line.verb != "help" and not Path("help").exists():
+        error = ConfigError(f"help comes before the command: cnn-train help {line.verb}")
+        error.add_note(f"try: cnn-train help {line.verb}")
+        raise error
     return line
 
 
-def unknown_flag(name: str, known: Iterable[str]) -> ConfigError:
-    guess = nearest(name, [flag for flag in known if flag.startswith("--")], cutoff=0.7)
-    setting = nearest(
-        name.strip("-").replace("-", "_"), ("seed", "model", "data", "norm", "epochs", "lr", "batch_size")
-    )
-    if guess:
-        return ConfigError(f"no flag {name}. Did you mean {guess}?")
+def refuse_typography(arguments: Sequence[str]) -> None:
+    """Refuse the dashes and quotes of word processors where a shell's are meant."""
+    for word in arguments:
+        key, sign, value = word.partition("=")
+        if word[:1] and word[0] in DASHES:
+            name = word.lstrip(DASHES + "-")
+            plain = ("-" if len(name.partition("=")[0]) <= 2 else "--") + name
+            raise ConfigError(f"{word!r} begins with a long dash, as word processors write it; flags begin with -",
+                              {word: plain})  # fmt: skip
+        text = value if sign else word
+        if text and (text[0] in QUOTES or text[-1] in QUOTES) and not os.path.exists(text):
+            plain = key.strip(QUOTES) + sign + text.strip(QUOTES) if sign else word.strip(QUOTES)
+            raise ConfigError(f"{word!r} has a typographic quote; shells know ' and \" only", {word: plain})
+
+
+def refuse_blanks(arguments: Sequence[str], verbs: Collection[str]) -> None:
+    """Refuse `key = value`, `key= value` and `key =value`: a setting is one word."""
+    for index, word in enumerate(arguments):
+        before = arguments[index - 1] if index else ""
+        after = arguments[index + 1] if index + 1 < len(arguments) else ""
+        setting_before = bool(re.fullmatch(r"[+~]?[\w.@/:]+", before))
+        value_after = bool(after) and "=" not in after and after[0] not in "-+~" and after not in verbs
+        start, end = index, index + 1
+        if word == "=" and setting_before and after:
+            start, end = index - 1, index + 2
+        elif word.startswith("=") and len(word) > 1 and setting_before:
+            start = index - 1
+        elif re.fullmatch(r"[+~]?[\w.@/:]+=", word) and value_after:
+            end = index + 2
+        else:
+            continue
+        joined = "".join(arguments[start:end])
+        error = ConfigError(f"{' '.join(arguments[start:end])!r} has blanks around =; a setting is one word: {joined}")
+        error.add_note(f"try: {shlex.join(['cnn-train', *arguments[:start], joined, *arguments[end:]])}")
+        raise error
+
+
+def unknown_flag(word: str, arguments: Sequence[str]) -> ConfigError:
+    """The answer to a flag that does not exist: the nearest, or the setting that was meant."""
+    name, sign, value = word.partition("=")
+    if guess := nearest(name, [flag for flag in FLAG if flag.startswith("--")], cutoff=0.7):
+        return ConfigError(f"no flag {name}. Did you mean {guess}?", {word: guess + sign + value})
+    key = name.strip("-").replace("-", "_")
+    setting = nearest(key, ("seed", "model", "data", "norm", "epochs", "lr", "batch_size"))
     meant = f"; settings are key=value, without dashes: {setting}=..." if setting else "; cnn-train --help lists them"
     return ConfigError(f"no flag {name}{meant}")
 
 
-def unknown_verb(word: str, line: Line, verbs: Iterable[str]) -> ConfigError:
-    guess = nearest(word, verbs)
-    error = ConfigError(f"no command {word!r}. There are {', '.join(verbs)}")
-    if guess:
-        error = ConfigError(f"no command {word!r}. Did you mean {guess}?")
-    else:
-        choices = Choices.find(line.config_dir)
-        group = next((group for group in choices.groups() if word in choices.options(group)), None)
-        if group:
-            error = ConfigError(f"{word!r} is a choice of {group}. Did you mean {group}={word}?")
-            error.add_note(f"try: {shlex.join(['cnn-train', f'{group}={word}', *line.overrides])}")
-    return error
+def unknown_word(word: str, line: Line, verbs: Iterable[str]) -> ConfigError:
+    """The answer to a bare word that is neither a command nor an option's value."""
+    verbs = list(verbs)
+    guess = OTHER_VERBS.get(word.lower()) or nearest(word, verbs, cutoff=0.7)
+    if guess in verbs and guess != line.verb:
+        return ConfigError(f"no command {word!r}. Did you mean {guess}?", {word: str(guess)})
+    choices = Choices.find(line.config_dir)
+    for group in choices.groups():
+        option = choices.meant(group, word)
+        if option is not None:
+            return ConfigError(
+                f"{word!r} is a choice of {group}. Did you mean {group}={option}?", {word: f"{group}={option}"}
+            )
+    return ConfigError(f"no command {word!r}. There are {', '.join(verbs)}")
+
+
+def add_try(error: ConfigError, arguments: Sequence[str]) -> None:
+    """Note the line that would have worked: the typed one, verb, flags and lists kept, with the faulty words mended."""
+    if not error.mended:
+        return
+    notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("try: cnn-train")]
+    error.__notes__ = [*notes, f"try: {shlex.join(['cnn-train', *mend(arguments, error.mended)])}"]
+
+
+def mend(arguments: Sequence[str], mended: Mapping[str, str]) -> list[str]:
+    """Replace faulty words; of a list `key=a,b` only its faulty value, or the key.
+
+    The word "" stands for a flag that is missing: it is put before the settings.
+    """
+    words = []
+    for word in arguments:
+        if word in mended:
+            words.append(mended[word])
+            continue
+        key, sign, value = word.partition("=")
+        for wrong, right in mended.items():
+            wrong_key, _, wrong_value = wrong.partition("=")
+            if sign and key.lstrip("+~") == wrong_key.lstrip("+~"):
+                key, _, right_value = right.partition("=")
+                value = ",".join(right_value if part.strip() == wrong_value else part for part in value.split(","))
+            elif not sign and wrong_value and word == wrong_value:  # an option given as a bare word
+                key = right.partition("=")[2]
+        words.append(key + sign + value)
+    if "" in mended:
+        place = next((i for i, word in enumerate(words) if "=" in word), len(words))
+        words.insert(place, mended[""])
+    return words

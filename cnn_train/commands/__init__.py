@@ -1,32 +1,39 @@
-"""The commands: one module each, whose `run` takes a Line and gives an exit code. To add one, add a file and a line."""
+"""The commands: each file of this folder is one, by its name (`verify_repro.py` is `cnn-train verify-repro`).
+
+The first line of its docstring is what `--help` says of it; `Options` (see `cnn_train.cli.options`) holds its options;
+`run(options)` does it and gives the exit code. A file whose name begins with `_` is a command that only the program
+itself calls, and that no help shows. To add a command, add a file.
+"""
+
+from pathlib import Path
 
 from cnn_train.cli.line import Command
 
-COMMANDS = {
-    "train": Command("train", "train a network (the default command)"),
-    "resume": Command(
-        "resume",
-        "continue a stopped run, or train it for longer: resume DIR "
-        "[trainer.max_epochs=N [schedule=stretch|keep|restart]]",
-    ),
-    "eval": Command("eval", "evaluate a run again: eval run=DIR [split=val] [postprocess=crf] [inference=sliding]"),
-    "predict": Command(
-        "predict", "predict images: predict run=DIR input=FILE_OR_FOLDER [output=DIR] [postprocess=crf]"
-    ),
-    "export": Command(
-        "export",
-        "write a checked file for others: export run=DIR format=torch_export|onnx|safetensors|torchscript "
-        "[preprocessing=inside] [precision=fp16]",
-    ),
-    "inspect": Command(
-        "inspect",
-        "what each layer sees, weighs and costs: inspect model=vgg16 [versus=resnet50] [depth=1] [format=json] "
-        "[picture=true]",
-    ),
-    "verify-repro": Command(
-        "verify_repro", "train a run's first steps three times and compare the bits: verify-repro DIR [steps=10]"
-    ),
-    "sweep": Command("sweep", "train every combination of lists of values, as -m does"),
-    "list": Command("list", "list the groups, or the choices of one: list model"),
-    "worker": Command("worker", ""),
-}
+# The order of the help; others follow by their names.
+FIRST = (
+    "train",
+    "resume",
+    "eval",
+    "predict",
+    "export",
+    "inspect",
+    "verify-repro",
+    "sweep",
+    "compare",
+    "report",
+    "check",
+    "explain",
+    "list",
+)
+LAST = ("help", "completion")
+
+
+def find() -> dict[str, Command]:
+    """Every command by its name, in the order of the help."""
+    found = {}
+    for path in sorted(path for folder in __path__ for path in Path(folder).glob("*.py")):
+        if path.stem != "__init__":
+            name = path.stem.strip("_").replace("_", "-")
+            found[name] = Command(path)
+    ordered = [*FIRST, *(name for name in found if name not in FIRST + LAST), *LAST]
+    return {name: found[name] for name in ordered if name in found}

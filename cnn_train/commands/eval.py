@@ -1,42 +1,47 @@
-"""cnn-train eval: evaluate a run again."""
+"""Evaluate a run again, also with other inference and post-processing."""
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
-from cnn_train.cli.line import Line
-from cnn_train.config.choices import Choices
+from cnn_train.cli.options import OfRun, flag, option
+from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
-from cnn_train.runs.find import found_runs
+from cnn_train.runs.find import Run, find
 
 
-def run(line: Line) -> int:
-    given = [override for override in line.overrides if override.startswith(("run=", "split="))]
-    options = dict(override.split("=", 1) for override in given)
-    run = options.get("run") or (line.words[0] if line.words else None)
-    if run is None:
-        error = ConfigError("eval needs a run folder or a checkpoint file")
-        error.add_note("try: cnn-train eval run=outputs/MODEL/DATE_TIME_N")
-        raise error
-    if not Path(run).exists():
-        raise ConfigError(f"no run at {Path(run).absolute()}; {found_runs()}")
-    from cnn_train.config.load import load
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRun):
+    split: Literal["train", "val", "test"] | None = option("the images; without it test, with -m val", default=None)
+    multirun: bool = flag("--multirun")
+    examples = (
+        ("cnn-train eval last", "test metrics of the newest run"),
+        ("cnn-train eval last split=val inference=sliding postprocess=crf", "of a segmentation, by other rules"),
+    )
 
-    rest = [override for override in line.overrides if override not in given]
-    folder = run if Path(run).is_dir() else Path(run).parent
-    if "--multirun" in line.flags:
-        return search(run, folder, rest, options.get("split", "val"), line)
-    load(folder, rest)  # a bad config is told before torch is imported
+
+def run(options: Options) -> int:
+    run = find(options.run, options.output_dir)
+    from cnn_train.config.load import load, recorded_choices
+
+    if options.multirun:
+        return search(run, options)
+    config = load(run.folder, options.settings, **options.reading)  # told before torch is imported
+    if shown(config, options, recorded_choices(config)):
+        return 0
+    checkpoint = run.checkpoint
     from cnn_train.experiment.evaluate import evaluate
 
-    evaluate(run, rest, options.get("split", "test"))
+    evaluate(checkpoint, options.settings, options.split or "test", **options.reading)
     return 0
 
 
-def search(run: str, folder: str | Path, overrides: list[str], split: str, line: Line) -> int:
+def search(run: Run, options: Options) -> int:
     """`eval -m`: every combination of post-processing on the same scores."""
-    from cnn_train.config.load import load
+    from cnn_train.config.load import load, recorded_choices
     from cnn_train.sweep.plan import expand
 
-    combinations = list(expand(overrides, Choices.find(line.config_dir)))
+    choices = recorded_choices(load(run.folder, **options.reading))
+    combinations, configs = list(expand(options.settings, choices)), []
     for changes, settings in combinations:
         for change in changes:
             if not change.startswith(("postprocess=", "postprocess.")):
@@ -44,10 +49,13 @@ def search(run: str, folder: str | Path, overrides: list[str], split: str, line:
                     f"{change}: eval -m searches postprocess and its settings, which need no other scores; "
                     "evaluate once for each value of anything else"
                 )
-        load(folder, settings)
+        configs.append(load(run.folder, settings, **options.reading))
     if not combinations[0][0]:
         raise ConfigError("eval -m searches lists of values, as postprocess=crf postprocess.bi_w=2,4")
+    if any([shown(config, options, choices) for config in configs]):
+        return 0
+    checkpoint = run.checkpoint
     from cnn_train.experiment.evaluate import search
 
-    search(run, combinations, split)
+    search(checkpoint, combinations, options.split or "val", **options.reading)
     return 0

@@ -1,66 +1,68 @@
-"""`cnn-train predict run=DIR input=FILE_OR_FOLDER`: what a trained network says of images, without its data set.
+"""Predict images with a trained network, without its data set.
 
-Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours), overlays/ and classes.csv;
-classification gives predictions.csv, the most probable classes of each image.
+Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours),
+overlays/ and classes.csv; classification gives predictions.csv, the most probable classes of
+each image.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from cnn_train.errors import ConfigError
-from cnn_train.experiment.predict import predict
+from cnn_train.cli.options import OfRun, option
+from cnn_train.cli.show import shown
+from cnn_train.runs.find import find
 
-if TYPE_CHECKING:  # torch comes after the config is checked
-    from cnn_train.cli.line import Line
-
-
-OPTIONS = {
-    "run": "a run folder or a checkpoint file",
-    "input": "an image, a folder, a pattern, a CSV file of paths, or - for paths on stdin; several with commas",
-    "output": "the folder for results; without it RUN/predictions",
-    "top": "how many classes predictions.csv lists for each image",
-    "format": "csv or jsonl",
-    "column": "the column of paths in a CSV file",
-    "batch_size": "images that go through the network together",
-    "workers": "threads that decode ahead",
-    "strict": "true: stop at the first image that cannot be read",
-}
+EXPORTED = (".safetensors", ".onnx")  # files of `cnn-train export` that can be predicted with
 
 
-def run(line: "Line") -> int:
-    """The verb: `predict run=DIR input=FILE_OR_FOLDER [output=DIR] [top=5] [inference=...] [postprocess=...]`."""
-    given, overrides = {}, []
-    for override in line.overrides:
-        key, _, value = override.partition("=")
-        if key in OPTIONS:
-            given[key] = value
-        else:
-            overrides.append(override)
-    named = {"run", "input"} & given.keys()
-    for key, word in zip((key for key in ("run", "input") if key not in named), line.words, strict=False):
-        given[key] = word
-    if "run" not in given or "input" not in given:
-        error = ConfigError(f"predict needs {' and '.join(f'{k}=' for k in ('run', 'input') if k not in given)}")
-        error.add_note("try: cnn-train predict run=outputs/MODEL/DATE_TIME_N input=FILE_OR_FOLDER")
-        raise error
-    for key in ("top", "batch_size", "workers"):
-        if key in given and (not given[key].isdigit() or given[key] == "0"):
-            raise ConfigError(f"{key} must be a whole number >= 1, got {given[key]}")
-    if given.get("strict", "false") not in ("true", "false"):
-        raise ConfigError(f"strict must be true or false, got {given['strict']}")
-    output = Path(given["output"]) if "output" in given else None
-    sources = given["input"].split(",") if not Path(given["input"]).exists() else [given["input"]]
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRun):
+    input: tuple[str, ...] = option(
+        "images, folders, patterns, CSV files of paths, or - for paths on stdin; several as words or with commas",
+        word=True,
+        of="path",
+        value="PATH",
+    )
+    output: Path | None = option("the folder for results; without it RUN/predictions", default=None, of="path")
+    top: int = option("how many classes predictions.csv lists for each image", default=5, least=1)
+    format: Literal["csv", "jsonl"] = option("of the table of predictions", default="csv")
+    column: str | None = option("the column of paths in a CSV file", default=None, value="NAME")
+    batch_size: int = option("images that go through the network together", default=32, least=1)
+    workers: int | None = option("threads that decode ahead; without it one for each core", default=None, least=1)
+    strict: bool = option("stop at the first image that cannot be read", default=False)
+    examples = (
+        ("cnn-train predict last photos", "a folder of images, by the newest run"),
+        ("cnn-train predict run=last input=street.jpg postprocess=crf", "one image, refined"),
+        ("find photos -name '*.jpg' | cnn-train predict last -", "paths from another program"),
+    )
+
+
+def run(options: Options) -> int:
+    if Path(options.run).suffix in EXPORTED and not options.settings:
+        folder, file = Path(options.run).parent, Path(options.run)
+    else:
+        run = find(options.run, options.output_dir)
+        from cnn_train.config.load import load, recorded_choices
+
+        config = load(run.folder, options.settings, **options.reading)
+        if shown(config, options, recorded_choices(config)):
+            return 0
+        folder, file = run.folder, run.checkpoint
+    from cnn_train.experiment.predict import predict
+
     results = predict(
-        given["run"],
-        [*sources, *line.words[len({"run", "input"} - named) :]],
-        output,
-        overrides,
-        int(given.get("top", 5)),
-        batch_size=int(given.get("batch_size", 32)),
-        workers=int(given["workers"]) if "workers" in given else None,
-        form=given.get("format", "csv"),
-        column=given.get("column"),
-        strict=given.get("strict") == "true",
+        file,
+        options.input,
+        options.output or folder / "predictions",
+        options.settings,
+        options.top,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        form=options.format,
+        column=options.column,
+        strict=options.strict,
+        **options.reading,
     )
     print(f"predictions  {results}")
     return 0

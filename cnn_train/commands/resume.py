@@ -1,82 +1,86 @@
-"""cnn-train resume: continue a stopped run, or train it for longer."""
+"""Continue a stopped run, or train it for longer."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cnn_train.cli.line import Line
+from cnn_train.cli.options import OfRun, option
+from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
-from cnn_train.runs.find import found_runs
+from cnn_train.runs.find import find
 
-# What may change in a run that goes on: a setting, or all below one that ends with a dot. All else would make the
-# steps before and after those of two experiments.
+# What may change in a resumed run: a setting, or all below one that ends with a dot. Changing anything else would
+# join two different experiments in one run.
 CHANGEABLE = (
     "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
     "trainer.precision", "trainer.eval_every", "trainer.log_every", "trainer.profiler", "trainer.on_nan",
     "trainer.gradient_clip", "callbacks.", "data.root", "data.workers", "data.cache_dir", "data.in_memory",
-    "data.eval_batch_size", "repro",
+    "data.eval_batch_size", "data.download", "logger.", "repro",
 )  # fmt: skip
 
 
-SCHEDULES = ("stretch", "keep", "restart")
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRun):
+    schedule: Literal["stretch", "keep", "restart"] = option(
+        "of a longer run: over its new length, as it was, or anew from here", default="stretch"
+    )
+    changed_data: Literal["refuse", "accept"] = option(
+        "samples or classes that are not what they were", default="refuse"
+    )
+    examples = (
+        ("cnn-train resume last", "continue where the newest run was stopped"),
+        ("cnn-train resume last trainer.max_epochs=80 schedule=keep", "train it for longer"),
+    )
 
 
-def run(line: Line) -> int:
-    own = [word for word in line.overrides if word.startswith(("run=", "schedule="))]
-    options = dict(word.split("=", 1) for word in own)
-    run = options.get("run") or (line.words[0] if line.words else None)
-    if run is None:
-        error = ConfigError("resume needs a run folder")
-        error.add_note("try: cnn-train resume outputs/MODEL/DATE_TIME_N")
-        raise error
-    folder = Path(run)
-    if not folder.is_dir():
-        raise ConfigError(f"no run at {folder.absolute()}; {found_runs()}")
-    changes = [word for word in line.overrides if word not in own]
-    for word in changes:
+def run(options: Options) -> int:
+    folder = find(options.run, options.output_dir).folder
+    for word in options.settings:
         key = word.partition("=")[0].lstrip("+~")
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
-            error = ConfigError(f"{word}: a run that goes on keeps this; it would be another experiment")
+            error = ConfigError(f"{word}: a resumed run keeps this; it would be another experiment")
             error.add_note(f"try: a new run that starts from these weights: weights={folder}/last.ckpt {word}")
             raise error
-    policy = options.get("schedule", "stretch")
-    if policy not in SCHEDULES:
-        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {policy!r}")
-    from cnn_train.config.load import load
+    from cnn_train.config.load import load, recorded_choices
     from cnn_train.config.overrides import leaves
 
-    before, config = dict(leaves(load(folder))), load(folder, changes)
+    before = dict(leaves(load(folder, **options.reading)))
+    config = load(folder, options.settings, **options.reading)
+    if shown(config, options, recorded_choices(config)):
+        return 0
     show_changes(before, dict(leaves(config)))
-    return go_on(config, folder, policy if config.trainer.max_epochs != before["trainer.max_epochs"] else None)
+    if config.trainer.max_epochs != before["trainer.max_epochs"]:
+        set_schedule(config, folder, options.schedule, before)
+    from cnn_train.experiment.train import train
+
+    train(config, folder, resume=True, changed_data=options.changed_data == "accept")
+    return 0
 
 
 def show_changes(before: dict[str, object], after: dict[str, object]) -> None:
+    from cnn_train.config.overrides import text_of
+
     for key, value in after.items():
         if key not in before or before[key] != value:
-            print(f"{key}  {before.get(key, 'not set')} -> {value}", file=sys.stderr)
+            was = text_of(before[key]) if key in before else "not set"
+            print(f"{key}  {was} -> {text_of(value)}", file=sys.stderr)
 
 
-def go_on(config: Any, folder: Path, policy: str | None = None) -> int:
-    """Resume the run in `folder`; `policy` says what becomes of the schedule if the run is longer now.
+def set_schedule(config: Any, folder: Path, policy: str, before: dict[str, Any]) -> None:
+    """Fit the schedule to another number of epochs.
 
     `stretch`: it is that of a run of the new length. `keep`: it stays, and its last value with it. `restart`: the
     epochs from here on have one of their own.
     """
-    from cnn_train.config.load import load
+    trainer = config.trainer
+    if policy == "keep":
+        was = before["trainer.schedule_epochs"], before["trainer.max_epochs"] - before["trainer.schedule_start"]
+        trainer.schedule_epochs = was[0] or was[1]
+        return
+    trainer.schedule_epochs = None
+    if policy == "restart":
+        from cnn_train.runs import checkpoint
 
-    if policy in ("keep", "restart"):
-        trainer, was = config.trainer, load(folder).trainer
-        if policy == "keep":
-            trainer.schedule_epochs = was.schedule_epochs or was.max_epochs - was.schedule_start
-        else:
-            from cnn_train.runs import checkpoint
-
-            state, _ = checkpoint.load_newest(folder)
-            trainer.schedule_start = state["progress"]["epoch"] if state else 0
-            trainer.schedule_epochs = None
-    elif policy == "stretch":
-        config.trainer.schedule_epochs = None
-    from cnn_train.experiment.train import train
-
-    train(config, folder, resume=True)
-    return 0
+        state, _ = checkpoint.load_newest(folder)
+        trainer.schedule_start = state["progress"]["epoch"] if state else 0

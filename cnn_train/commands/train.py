@@ -1,37 +1,34 @@
-"""cnn-train [train]: compose a config and train it."""
+"""Compose a config and train it (the default command)."""
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf
-
-from cnn_train.cli.line import Line
-from cnn_train.cli.show import show_config, show_info
-from cnn_train.commands import sweep
-from cnn_train.commands.resume import go_on
-from cnn_train.runs.find import unfinished
+from cnn_train.cli.options import Composes, flag, option
+from cnn_train.cli.show import shown
 
 
-def run(line: Line) -> int:
-    if "--multirun" in line.flags:
-        return sweep.run(line)
+@dataclass(frozen=True, kw_only=True)
+class Options(Composes):
+    resume: Literal["auto"] | None = option("continue the newest unfinished run of this very config", default=None)
+    multirun: bool = flag("--multirun")
+    examples = (
+        ("cnn-train model=resnet18 norm=gn optimizer.lr=0.01", "choices and settings"),
+        ("cnn-train model=unet --cfg job", "print the config instead"),
+    )
+
+
+def run(options: Options) -> int:
+    if options.multirun:
+        from cnn_train.commands import sweep
+
+        return sweep.train_all(options, options.resume)
     from cnn_train.config.compose import Composer
 
-    composer = Composer(line.config_dir)
-    config = composer.compose([word for word in line.overrides if word != "resume=auto"])
-    if "--cfg" in line.flags:
-        show_config(config, line)
+    composer = Composer(options.config_dir)
+    config = composer.compose(options.settings)
+    if shown(config, options, composer.choices):
         return 0
-    if "--info" in line.flags:
-        show_info(config, composer.choices, line)
-        return 0
-    if "resume=auto" in line.overrides and (folder := newest_unfinished(config)) is not None:
-        return go_on(config, folder)
     from cnn_train.experiment.train import train
 
-    train(config)
+    train(config, resume=options.resume or False)
     return 0
-
-
-def newest_unfinished(config: DictConfig) -> Path | None:
-    """The run that `resume=auto` continues."""
-    return unfinished(Path(config.output_dir, config.name), OmegaConf.to_yaml(config))

@@ -1,29 +1,38 @@
-"""`cnn-train verify-repro DIR`: is this run's training the same bits each time, and after a checkpoint?"""
+"""Train a run's first steps three times and compare the bits.
 
-from cnn_train.cli.line import Line
-from cnn_train.errors import ConfigError
-from cnn_train.experiment.replay import differences
+Twice from the start and once from a checkpoint in the middle. The exit code is 0 if all agree, 1 if not.
+"""
+
+from dataclasses import dataclass
+
+from cnn_train.cli.options import OfRun, option
+from cnn_train.cli.show import shown
+from cnn_train.runs.find import find
 
 
-def run(line: Line) -> int:
-    """The command: exit code 0 if all replays agree, 1 if not."""
-    options = dict(word.split("=", 1) for word in line.overrides if word.startswith(("run=", "steps=")))
-    folder = options.get("run") or (line.words[0] if line.words else None)
-    if folder is None:
-        error = ConfigError("verify-repro needs a run folder")
-        error.add_note("try: cnn-train verify-repro outputs/MODEL/DATE_TIME_N")
-        raise error
-    steps = options.get("steps", "10")
-    if not steps.isdigit() or int(steps) < 2:
-        raise ConfigError(f"steps must be a whole number >= 2, got {steps!r}")
-    from cnn_train.config.load import load
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRun):
+    steps: int = option("how many steps to train", default=10, least=2)
+    examples = (
+        ("cnn-train verify-repro last", "ten steps of the newest run"),
+        ("cnn-train verify-repro last steps=50 trainer.accelerator=gpu", "fifty, on a GPU"),
+    )
 
-    cfg = load(folder, [word for word in line.overrides if not word.startswith(("run=", "steps="))])
-    found = differences(cfg, int(steps))
-    for text in found:
+
+def run(options: Options) -> int:
+    folder = find(options.run, options.output_dir).folder
+    from cnn_train.config.load import load, recorded_choices
+
+    cfg = load(folder, options.settings, **options.reading)
+    if shown(cfg, options, recorded_choices(cfg)):
+        return 0
+    from cnn_train.experiment.replay import differences
+
+    texts = differences(cfg, options.steps)
+    for text in texts:
         print(text)
-    if not found:
-        print(f"the same bits: {steps} steps twice, and from a checkpoint after {int(steps) // 2} of them")
+    if not texts:
+        print(f"the same bits: {options.steps} steps twice, and from a checkpoint after {options.steps // 2} of them")
     elif cfg.repro != "strict":
         print("repro=strict uses deterministic algorithms only")
-    return 1 if found else 0
+    return 1 if texts else 0

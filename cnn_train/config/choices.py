@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,53 @@ def conf_dir() -> Path:
 
 
 def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name that a typo most probably meant."""
+    """The name that a typo most probably meant; of a word of up to four letters only one or two may differ."""
     word = word.lower()
-    cutoff = min(cutoff, 0.5) if len(word) <= 3 else cutoff
-    likeness = {name: difflib.SequenceMatcher(None, word, name.lower()).ratio() for name in sorted(set(names))}
-    best = max(likeness, key=lambda name: likeness[name], default=None)
-    if best is not None and likeness[best] >= cutoff:
+    ranked = by_likeness(word, names)
+    if not ranked:
+        return None
+    likeness, best = ranked[0]
+    if cutoff == 0 or (likeness >= cutoff if len(word) > 4 else _slips(word, best.lower()) <= 1):
         return best
-    begun = [name for name in likeness if len(word) >= 3 and name.lower().startswith(word)]
+    if len(word) <= 4:
+        close = [name for _, name in ranked if _slips(word, name.lower()) <= 1]
+        if close:
+            return close[0]
+    begun = [name for _, name in ranked if len(word) >= 3 and name.lower().startswith(word)]
     return min(begun, key=len, default=None)
+
+
+def by_likeness(word: str, names: Iterable[str]) -> list[tuple[float, str]]:
+    """The names with their likeness to a word, the likest first and equals by name."""
+    likeness = [(difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio(), name) for name in set(names)]
+    return sorted(likeness, key=lambda pair: (-pair[0], pair[1]))
+
+
+def _slips(word: str, name: str) -> int:
+    """Letters to change, add, drop or swap with a neighbour to make one of the other (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(name) + 1))
+    for i, a in enumerate(word, 1):
+        earlier, before, row = before, row, [i]
+        for j, b in enumerate(name, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == name[j - 2] and b == word[i - 2]:
+                row[j] = min(row[j], earlier[j - 2] + 1)
+    return row[-1]
+
+
+def plain(name: str) -> str:
+    """A name without what people write differently: capitals, hyphens, underscores, dots, blanks."""
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed and stands in YAML: null, true, [a, b]; text in quotes."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {typed(inner)}" for key, inner in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -97,9 +136,37 @@ class Choices:
                 text = line.strip().lstrip("#").strip()
                 if line.strip() and not line.startswith("#"):
                     break
-                if text and not text.startswith(("@package", "cnn-train")):
+                if text and not text.startswith(("@package", "cnn-train", "also called:")):
                     return text
         return ""
+
+    def also_called(self, group: str, option: str) -> list[str]:
+        """The field's other names for a choice: those of its file's comment `# also called: a, b`."""
+        path = self.path(group, option)
+        text = path.read_text(encoding="utf-8") if path else ""
+        return [name.strip() for line in re.findall(r"^# also called: (.+)$", text, re.M) for name in line.split(",")]
+
+    def meant(self, group: str, word: str) -> str | None:
+        """The choice that a word names, by its own name or another of the field's, however it is spelt."""
+        options = self.options(group)
+        if word in options:
+            return word
+        others = ((option, name) for option in options for name in self.also_called(group, option))
+        pairs = [*((option, option) for option in options), *others]
+        return next((option for option, name in pairs if plain(name) == plain(word) != ""), None)
+
+    def no_such(self, group: str, word: str) -> tuple[ConfigError, str | None]:
+        """The error for a word that is no choice of a group, and the choice that was probably meant."""
+        options = self.options(group)
+        guess = self.meant(group, word) or nearest(word, options)
+        question = f"Did you mean {guess}? " if guess else ""
+        if len(options) <= 12:
+            text = f"There are {', '.join(options)}; `cnn-train list {group}` shows them"
+        else:
+            near = ", ".join([name for _, name in by_likeness(word, options) if name != guess][: 2 if guess else 3])
+            text = f"{'Also near are' if guess else 'The nearest are'} {near}; "
+            text += f"`cnn-train list {group}` shows all {len(options)}"
+        return ConfigError(f"no {group} {word!r}. {question}{text}"), guess
 
     def defaults(self) -> dict[str, str | None]:
         """What train.yaml chooses by itself: group -> choice."""
@@ -128,11 +195,16 @@ class Choices:
         return result
 
     def inherits(self, group: str, option: str) -> set[str]:
-        """The choice and those of its own group that its defaults list builds on."""
+        """The choice and those of its own group that its defaults list builds on. Raises ConfigError for a circle."""
+        return self._inherits(group, option, ())
+
+    def _inherits(self, group: str, option: str, below: tuple[str, ...]) -> set[str]:
+        if option in below:
+            raise ConfigError(f"the defaults lists in {group} go in a circle: {' -> '.join([*below, option])}")
         names = {option}
         for entry in self.body(group, option).get("defaults", []):
-            if isinstance(entry, str) and entry != "_self_" and entry not in names:
-                names |= self.inherits(group, entry)
+            if isinstance(entry, str) and entry != "_self_":
+                names |= self._inherits(group, entry, (*below, option))
         return names
 
     def keys(self, group: str, option: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -20,13 +20,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cnn_train.config.choices import GROUPS, Choices, as_choice, nearest
-from cnn_train.config.overrides import apply, line_of, parse, value_of, with_try
+from cnn_train.config.choices import GROUPS, Choices, as_choice
+from cnn_train.config.overrides import apply, line_of, parse, rule_of, value_of, with_try
 from cnn_train.config.schema import NAMED_NODES, OPEN_GROUPS, RunConfig, check, first_line
 from cnn_train.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -56,10 +53,7 @@ class Composer:
         parsed = parse(overrides)
         for override in parsed:
             if override.is_sweep_override():
-                raise _error(
-                    f"several values for {override.key_or_group}: {value_of(override)}",
-                    parsed, fix={line_of(override): line_of(override)}, command="cnn-train -m",
-                )  # fmt: skip
+                raise self._several_values(override, parsed)
         groups = [override for override in parsed if self.is_group(override)]
         selected = [self._selection(override, parsed) for override in groups]
         config, choices = deepcopy(self._compose_groups(tuple(line for line in selected if line)))
@@ -67,6 +61,7 @@ class Composer:
         if unnamed:
             config.name = choices["model"]
         with open_dict(config):
+            config.config_dir = str(self.choices.dirs[1]) if len(self.choices.dirs) > 1 else None
             config.choices = choices
         settings = [override for override in parsed if override not in groups]
         apply(config, settings, parsed)
@@ -74,9 +69,22 @@ class Composer:
             config.settings = [line_of(override) for override in settings]
         if unnamed and config.name == choices["model"] and (config.model or {}).get("name"):
             config.name = re.sub(r"[^\w.-]", "_", str(config.model.name))  # a network of a library
-        config = _in_order(config)
-        check(config)
-        return config
+        return check(_in_order(config))
+
+    def _several_values(self, override: Override, parsed: Sequence[Override]) -> ConfigError:
+        """The answer to a list of values without -m; or to a comma that stands for a decimal point."""
+        key, value = override.key_or_group, value_of(override)
+        error = ConfigError(f"several values for {key}: {value}")
+        if re.fullmatch(r"[-+]?\d+,\d+", value):
+            groups = tuple(line for o in parsed if self.is_group(o) and not o.is_sweep_override()
+                           and (line := self._selection(o, parsed)))  # fmt: skip
+            config = self._compose_groups(groups)[0]
+            rule, old = rule_of(config, key), OmegaConf.select(config, key, throw_on_missing=False)
+            if (rule is not None and "float" in rule.names) or isinstance(old, float) or re.match(r"[-+]?0,0", value):
+                point = value.replace(",", ".")
+                error = ConfigError(f"{key}={value} is a list of two values; a number has a decimal point: {point}")
+                return with_try(error, parsed, {line_of(override): f"{key}={point}"})
+        return with_try(error, parsed, {"": "-m"})
 
     def is_group(self, override: Override) -> bool:
         key = override.key_or_group
@@ -97,11 +105,7 @@ class Composer:
         if isinstance(value, (list, dict)) or name not in options:
             if "/" in name and (".." in name.split("/") or name.startswith("/")):
                 raise _error(f"{line_of(override)}: a choice is a name in conf/{group}, not a path", parsed)
-            guess = nearest(name, options)
-            meant = f"Did you mean {guess}? " if guess else ""
-            few = ", ".join(options) if len(options) <= 12 else f"{len(options)} choices"
-            name = value_of(override)
-            error = ConfigError(f"no {group} {name!r}. {meant}There are {few}; `cnn-train list {group}` shows them")
+            error, guess = self.choices.no_such(group, name if isinstance(value, list | dict) else value_of(override))
             raise with_try(error, parsed, {line_of(override): f"{group}={guess}"} if guess else None)
         if override.package:
             return line_of(override)
@@ -143,14 +147,18 @@ class Composer:
                     config[group] = own[group]
 
     def _hydra(self, name: str, selected: tuple[str, ...]) -> DictConfig:
-        search = [f"file://{path}" for path in self.choices.dirs[1:]]
+        # Hydra looks for the file that it starts from in one folder only.
+        home = next((path for path in self.choices.dirs if (path / f"{name}.yaml").is_file()), self.choices.dirs[0])
+        search = [f"file://{path}" for path in self.choices.dirs if path != home]
         lines = [*selected]
         if search:
             quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in search)
             lines.append(f"hydra.searchpath=[{quoted}]")
         try:
-            with initialize_config_dir(str(self.choices.dirs[0]), version_base="1.3", job_name="cnn-train"):
+            with initialize_config_dir(str(home), version_base="1.3", job_name="cnn-train"):
                 return hydra_compose(name, overrides=lines, return_hydra_config=True)
+        except RecursionError as error:
+            raise ConfigError(f"cannot compose {' '.join(selected) or name}: defaults lists go in a circle") from error
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(f"cannot compose {' '.join(selected) or name}: {first_line(error)}") from error
 

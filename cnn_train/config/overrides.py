@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -12,22 +12,35 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cnn_train.config.choices import GROUPS, nearest
-from cnn_train.config.schema import NAMED_NODES, first_line
-from cnn_train.config.signatures import Kinds, NoSuchTarget, Signature, kinds, signature
+from cnn_train.config.choices import GROUPS, nearest, typed
+from cnn_train.config.schema import FILLED_IN, NAMED_NODES, first_line
+from cnn_train.config.settings import schema_rule, signature_of
+from cnn_train.config.signatures import Kinds, kinds
 from cnn_train.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 
 # What people call a setting elsewhere.
 OTHER_NAMES = {
     "learning_rate": "optimizer.lr", "epochs": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
-    "bs": "data.batch_size", "wd": "optimizer.weight_decay", "dataset": "data", "arch": "model", "network": "model",
-    "net": "model", "activation": "act", "normalization": "norm", "optim": "optimizer", "gpus": "trainer.devices",
-    "criterion": "loss", "lr_scheduler": "scheduler", "pretrained": "weights", "ckpt": "weights",
+    "n_epochs": "trainer.max_epochs", "bs": "data.batch_size", "wd": "optimizer.weight_decay", "dataset": "data",
+    "arch": "model", "architecture": "model", "network": "model", "net": "model", "activation": "act",
+    "nonlinearity": "act", "normalization": "norm", "normalisation": "norm", "optim": "optimizer",
+    "gpus": "trainer.devices", "device": "trainer.accelerator", "criterion": "loss", "loss_function": "loss",
+    "lr_scheduler": "scheduler", "schedule": "scheduler", "pretrained": "weights", "ckpt": "weights",
+    "checkpoint": "weights", "num_workers": "data.workers", "augmentation": "augment", "initialization": "init",
+    "initializer": "init", "pooling": "pool", "img_size": "image_size", "imgsz": "image_size",
+    "resolution": "image_size", "log_dir": "output_dir", "save_dir": "output_dir", "outdir": "output_dir",
+    "data_dir": "data.root", "data_path": "data.root", "root": "data.root", "amp": "trainer.precision",
+    "random_state": "seed", "random_seed": "seed", "grad_clip": "trainer.gradient_clip",
 }  # fmt: skip
+# What people call a value elsewhere.
+OTHER_VALUES = {
+    "trainer.accelerator": {"cuda": "gpu", "cuda:0": "gpu", "metal": "mps"},
+    "trainer.precision": {
+        "16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "bf16": "bf16-mixed", "bfloat16": "bf16-mixed",
+        "32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "fp64": "64-true",
+    },
+}  # fmt: skip
+TAKES = {"weights": "a checkpoint file"}  # said better than by the type
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
@@ -45,14 +58,14 @@ def parse(overrides: Iterable[str]) -> list[Override]:
             if not sign and not key.startswith("~"):
                 raise ConfigError(f"{line!r} is neither a command nor a setting; settings are key=value") from error
             detail = first_line(error).removeprefix("LexerNoViableAltException: ")
-            error_ = ConfigError(f"cannot read {line!r}: {detail}")
-            error_.add_note(f"try: quotes around the value: '{key}=\"{value}\"'")
-            raise error_ from error
+            unreadable = ConfigError(f"cannot read {line!r}: {detail}")
+            unreadable.add_note(f"try: quotes around the value: '{key}=\"{value}\"'")
+            raise unreadable from error
         key = override.key_or_group
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-            error_ = ConfigError(f"{line}: Hydra's own runtime is not used, so its settings do nothing here")
-            error_.add_note("try: output_dir=... for the folder, -m for a sweep, --config-dir for your own choices")
-            raise error_
+            refused = ConfigError(f"{line}: Hydra's own runtime is not used, so its settings do nothing here")
+            refused.add_note("try: output_dir=... for the folder, -m for a sweep, --config-dir for your own choices")
+            raise refused
         parsed.append(override)
     return parsed
 
@@ -63,6 +76,9 @@ def apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Ove
         key, value = override.key_or_group, override.value()
         if key.split(".")[0] == "choices":
             raise ConfigError(f"{line_of(override)}: choices records what was chosen; choose with GROUP=NAME")
+        if key == "config_dir":
+            raise ConfigError(f"{line_of(override)}: a folder of choices is a flag: --config-dir {value_of(override)}",
+                              {line_of(override): f"--config-dir={value_of(override)}"})  # fmt: skip
         parent, name = _parent(config, key, override, parsed)
         known = name in parent
         new_node = key.count(".") == 1 and key.split(".")[0] in NAMED_NODES and isinstance(value, dict)
@@ -74,6 +90,9 @@ def apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Ove
             continue
         if not known and not (new_node or override.is_add() or override.is_force_add() or _takes(parent, name)):
             raise _unknown(config, key, override, parsed)
+        if (meant := OTHER_VALUES.get(key, {}).get(str(value).lower())) is not None:
+            error = ConfigError(f"{key} has no {value_of(override)!r}. Did you mean {meant}?")
+            raise with_try(error, parsed, {line_of(override): f"{key}={meant}"})
         _same_kind(parent, name, key, value)
         try:
             OmegaConf.update(config, key, value, merge=True, force_add=True)
@@ -113,18 +132,8 @@ def _takes(parent: DictConfig, name: str) -> bool:
     return hands_on and nearest(name, [*found.parameters, *map(str, parent)], cutoff=0.75) is None
 
 
-def signature_of(node: Any) -> Signature | None:
-    target = node.get("_target_") if isinstance(node, Mapping | DictConfig) else None
-    if not isinstance(target, str):
-        return None
-    try:
-        return signature(target)
-    except (NoSuchTarget, SyntaxError):
-        return None
-
-
 def _same_kind(parent: DictConfig, name: str, key: str, value: Any) -> None:
-    """Where no annotation speaks, a number in the YAML asks for a number."""
+    """Without an annotation, a numeric default accepts only numbers."""
     found = signature_of(parent)
     if found is None or name not in parent or OmegaConf.is_interpolation(parent, name):
         return
@@ -134,41 +143,94 @@ def _same_kind(parent: DictConfig, name: str, key: str, value: Any) -> None:
         wanted = Kinds(frozenset({"bool" if isinstance(old, bool) else "float"}))
         text = isinstance(value, str) and "${" not in value
         if text or (isinstance(value, bool) != isinstance(old, bool) and value is not None):
-            raise ConfigError(f"{key} must be {wanted.describe()}, got {value!r}")
+            raise ConfigError(f"{key} must be {wanted.describe()}, got {typed(value)}")
 
 
 def _unknown(config: DictConfig, key: str, override: Override, parsed: Sequence[Override]) -> ConfigError:
-    """The answer to a key that is not there, with the nearest one that is."""
-    values = dict(leaves(config))
-    values = {name: value for name, value in values.items() if not name.startswith("choices.")}
-    names = {name for name in GROUPS if name in config or name in ("experiment", "debug")}
+    """The answer to a key that is not there, with the nearest one that is and that takes such a value."""
+    values = {name: value for name, value in leaves(config) if not name.startswith("choices.")}
+    groups = [name for name in GROUPS if name in config or name in ("experiment", "debug")]
     *path, last = key.split(".")
     parent = OmegaConf.select(config, ".".join(path), throw_on_missing=False) if path else config
-    guess = OTHER_NAMES.get(key) or OTHER_NAMES.get(last)
-    if guess is None or (guess not in values and guess not in names):
-        inside = [name for name in values if path and name.startswith(".".join(path) + ".")]
-        if (found := signature_of(parent)) is not None:
-            inside += [".".join([*path, name]) for name in found.parameters]
-        guess = _nearest_key(key, inside) or _nearest_key(key, [*values, *([] if path else names)])
+    names = [*values, *groups]
+    if path and (found := signature_of(parent)) is not None:
+        names += [".".join([*path, name]) for name in found.parameters if name not in _filled_in(path)]
+    guess = _called_elsewhere(key, names)
     if guess is None:
-        inside = [str(name) for name in parent if name != "_target_"] if isinstance(parent, DictConfig) and path else []
-        allowed = f"{'.'.join(path)} has {', '.join(inside)}" if inside else "`cnn-train --cfg job` shows them all"
-        return ConfigError(f"unknown setting {key!r}; {allowed}")
+        fitting = [name for name in names if _fits(config, name, override.value())]
+        guess = _nearest_key(key, fitting, inside=".".join(path) if isinstance(parent, DictConfig) and path else "")
+    if guess is None:
+        return ConfigError(f"unknown setting {key!r}; {_what_is_there(config, path, last, parent)}")
+    value = OTHER_VALUES.get(guess, {}).get(value_of(override).lower(), value_of(override))
     if guess in values and guess not in GROUPS:
         now = f" (now {text_of(values[guess])})"
     else:
         choice = (config.get("choices") or {}).get(guess)
         now = f" (now {choice})" if choice else ""
+    if value == value_of(override) and not _fits(config, guess, override.value()):
+        rule = rule_of(config, guess)
+        wanted = TAKES.get(guess) or (rule.describe() if rule else "a name")
+        return ConfigError(f"unknown setting {key!r}. Did you mean {guess}{now}? It takes {wanted}, not {value}")
     error = ConfigError(f"unknown setting {key!r}. Did you mean {guess}{now}?")
-    return with_try(error, parsed, {line_of(override): f"{guess}={value_of(override)}"})
+    return with_try(error, parsed, {line_of(override): f"{guess}={value}"})
 
 
-def _nearest_key(key: str, names: Sequence[str]) -> str | None:
+def _called_elsewhere(key: str, names: Sequence[str]) -> str | None:
+    """The setting that other programs call so, if the config has it."""
+    last = key.split(".")[-1]
+    guess = OTHER_NAMES.get(key.lower()) or OTHER_NAMES.get(last.lower())
+    return guess if guess in names and guess != key else None
+
+
+def _filled_in(path: Sequence[str]) -> dict[str, str]:
+    return FILLED_IN.get(path[0], {}) if len(path) == 1 else {}
+
+
+def _what_is_there(config: DictConfig, path: Sequence[str], last: str, parent: Any) -> str:
+    """What to say of a key that is like no other."""
+    sources = {source for names in FILLED_IN.values() if (source := names.get(last))}
+    if sources and not path:
+        return f"it comes from {min(sources)}"
+    if not path or not isinstance(parent, DictConfig):
+        return "`cnn-train --cfg job` shows them all"
+    inside = [str(name) for name in parent if not str(name).startswith("_")]
+    choice = (config.get("choices") or {}).get(path[0]) if len(path) == 1 else None
+    of = f"{path[0]}={choice}" if choice and choice != "default" else ".".join(path)
+    return f"{of} has {', '.join(inside) or 'none'}"
+
+
+def rule_of(config: DictConfig, key: str) -> Kinds | None:
+    """The values that a setting takes, by the schema or its builder's signature; None where neither says."""
+    if (rule := schema_rule(key)) is not None:
+        return rule
+    *path, last = key.split(".")
+    found = signature_of(OmegaConf.select(config, ".".join(path), throw_on_missing=False)) if path else None
+    return kinds(found.parameters.get(last, "")) if found else None
+
+
+def _fits(config: DictConfig, key: str, value: Any) -> bool:
+    """Whether a value may be meant for a setting, or for the choice of a group."""
+    if key in GROUPS:
+        return isinstance(value, str)
+    rule = rule_of(config, key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if rule is not None:
+        return rule.accept(value) or (number and "str" in rule.names and not rule.words) or rule.words != ()
+    old = OmegaConf.select(config, key, throw_on_missing=False)
+    if isinstance(old, bool) or isinstance(value, bool):
+        return (isinstance(old, bool) and isinstance(value, bool)) or old is None
+    return number or isinstance(value, str) if isinstance(old, int | float) else True
+
+
+def _nearest_key(key: str, names: Sequence[str], inside: str = "") -> str | None:
+    """The name most like a key: first one with the same last part; in a part that exists, only one of that part."""
     last = key.split(".")[-1]
     same = sorted((name for name in names if name.split(".")[-1] == last), key=lambda name: name.count("."))
     if same:
         return nearest(key, same, cutoff=0.0)
-    if "." not in key and (top := nearest(key, [name for name in names if "." not in name], cutoff=0.75)):
+    if inside:
+        names = [name for name in names if name.startswith(inside + ".")]
+    elif top := nearest(key, [name for name in names if "." not in name], cutoff=0.75):
         return top
     by_leaf = {name.split(".")[-1]: name for name in sorted(names, key=lambda name: -name.count("."))}
     leaf = nearest(last, by_leaf, cutoff=0.7)
@@ -202,11 +264,14 @@ def text_of(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def with_try(
-    error: ConfigError, parsed: Sequence[Override], fix: dict[str, str] | None = None, command: str = "cnn-train"
-) -> ConfigError:
-    """Add the command that would have worked: the same line with the faulty word replaced."""
-    if fix:
-        words = [fix.get(line_of(override), line_of(override)) for override in parsed]
-        error.add_note(f"try: {command} {shlex.join(words)}")
+def with_try(error: ConfigError, parsed: Sequence[Override], mended: Mapping[str, str] | None = None) -> ConfigError:
+    """Add the command that would have worked: the same line with the faulty word replaced.
+
+    The command line itself, with its verb, flags and lists, is put in place of this one by `cnn_train.cli.line`.
+    """
+    if mended:
+        error.mended = dict(mended)
+        words = [mended[""]] if "" in mended else []
+        words += [mended.get(line_of(override), line_of(override)) for override in parsed]
+        error.add_note(f"try: cnn-train {shlex.join(words)}")
     return error

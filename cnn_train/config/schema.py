@@ -7,24 +7,27 @@ that nothing here imports torch. Every error is a ConfigError of one line.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnn_train.config.choices import nearest
+from cnn_train.config.choices import nearest, typed
+from cnn_train.config.frozen import CODE
 from cnn_train.config.signatures import Kinds, NoSuchTarget, kinds, signature
 from cnn_train.errors import ConfigError
+from cnn_train.text import is_secret
 
 
 @dataclass
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
-    devices: int | str | list[int]
+    devices: int | Literal["auto"] | list[int] = field(metadata={"least": 1, "each": {"least": 0}})
     num_nodes: int = field(metadata={"least": 1})
-    strategy: str
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]
     max_epochs: int = field(metadata={"least": 1})
     schedule_start: int = field(metadata={"least": 0})
@@ -67,6 +70,7 @@ class RunConfig:
     monitor: str | None
     weights: str | None
     output_dir: str
+    config_dir: str | None
     repro: Literal["fast", "strict"]
     model: Any
     data: Any
@@ -106,6 +110,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "batch_size": {"least": 1}, "eval_batch_size": {"least": 1}, "lr": {"above": 0}, "weight_decay": {"least": 0},
     "momentum": {"least": 0, "most": 1}, "dropout": {"least": 0, "below": 1}, "warmup_epochs": {"least": 0},
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
+    "workers": {"least": 0},
     "every_minutes": {"above": 0}, "every_steps": {"least": 1}, "keep_best": {"least": 1}, "patience": {"least": 1},
     "every": {"least": 1}, "samples": {"least": 0}, "layer_decay": {"above": 0, "most": 1},
     "epochs_per_stage": {"least": 1},
@@ -118,8 +123,12 @@ NAMED_NODES: dict[str, set[str]] = {"callbacks": {"samples"}, "logger": set()}
 OPEN_GROUPS = tuple(f.name for f in fields(RunConfig) if f.type is Any)
 
 
-def check(config: DictConfig) -> None:
-    """Check keys, types and bounds of a composed config. Raises ConfigError."""
+def check(config: DictConfig) -> DictConfig:
+    """Check keys, types and bounds of a composed config; the config to keep. Raises ConfigError.
+
+    In that one, numbers are text where text is asked for (name=123), and names of code are no interpolations, so that
+    its file says what it runs.
+    """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         plain = OmegaConf.to_container(config, resolve=True)
@@ -130,23 +139,63 @@ def check(config: DictConfig) -> None:
         unset.add_note(f"try: {missing[0]}=...")
         raise unset
     assert isinstance(plain, dict)
-    _check_closed(RunConfig, plain, "", config)
+    _check_secrets(OmegaConf.to_container(config, resolve=False), "")
+    texts = _check_closed(RunConfig, plain, "")
     for group in OPEN_GROUPS:
         _check_open(plain[group], group)
     for group, others in NAMED_NODES.items():
         _check_named(plain[group], group, others)
     size = plain["image_size"]
     if isinstance(size, list) and len(size) != 2:
-        raise ConfigError(f"image_size must be one side or [height, width], got {size}")
+        raise ConfigError(f"image_size must be one side or [height, width], got {typed(size)}")
     name = str(plain["name"])
     if re.search(r"^\.*$|[/\\\x00-\x1f]", name):  # it becomes a folder's name
         raise ConfigError(f"name must be a word without slashes, got {name!r}; output_dir says where runs are kept")
+    changes = texts | dict(_computed_code(config))
+    if not changes:
+        return config
+    result = deepcopy(config)
+    for path, value in changes.items():
+        OmegaConf.update(result, path, value)
+    return result
 
 
-def _check_closed(schema: Any, node: Any, prefix: str, config: DictConfig) -> None:
+def _computed_code(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of `_target_` and its kin that are interpolations."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        child = node._get_node(key)
+        inner = f"{path}[{key}]" if isinstance(node, ListConfig) else f"{path}.{key}".lstrip(".")
+        if key in CODE and child._is_interpolation():
+            value = node[key]
+            yield inner, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        elif OmegaConf.is_config(child) and not child._is_none() and not child._is_interpolation():
+            yield from _computed_code(child, inner)
+
+
+def _check_secrets(node: Any, path: str) -> None:
+    """Refuse a secret that is spelled out: it would stand in config.yaml, from which jobs and resumed runs start."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        inner = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict | list):
+            _check_secrets(value, inner)
+        elif isinstance(value, str) and value and "${" not in value:
+            if is_secret(str(key)):
+                where = f"{inner} is a secret's name, and its value would be kept in the run's files"
+            elif re.search(r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@", value):
+                where = f"{inner} has a password in an address, which would be kept in the run's files"
+            else:
+                continue
+            error = ConfigError(f"{where}; put it into an environment variable")
+            error.add_note(f"try: {inner}='${{oc.env:NAME}}'")
+            raise error
+
+
+def _check_closed(schema: Any, node: Any, prefix: str) -> dict[str, str]:
+    """Check a typed node; numbers that have to be text, by their path."""
+    texts: dict[str, str] = {}
     expected = {f.name: f for f in fields(schema)}
     if not isinstance(node, dict):
-        raise ConfigError(f"{prefix} must be a mapping, got {node!r}")
+        raise ConfigError(f"{prefix} must be a mapping, got {typed(node)}")
     for key in node.keys() - expected.keys():
         path = f"{prefix}.{key}".lstrip(".")
         guess = nearest(str(key), expected)
@@ -157,12 +206,13 @@ def _check_closed(schema: Any, node: Any, prefix: str, config: DictConfig) -> No
         if name not in node:
             raise ConfigError(f"{path} is missing from the config")
         if is_dataclass(rule.type):
-            _check_closed(rule.type, node[name], path, config)
+            texts |= _check_closed(rule.type, node[name], path)
         elif rule.type is not Any:
             annotation = rule.type.__name__ if type(rule.type) is type else str(rule.type)
             _check_value(path, node[name], annotation, dict(rule.metadata))
             if annotation.startswith("str") and isinstance(node[name], int | float) and node[name] is not None:
-                OmegaConf.update(config, path, str(node[name]))
+                texts[path] = str(node[name])
+    return texts
 
 
 def _check_open(node: Any, path: str) -> None:
@@ -196,7 +246,7 @@ def _check_open(node: Any, path: str) -> None:
             guess = nearest(name, found.parameters)
             takes = ", ".join(p for p in found.parameters if p not in filled_in) or "nothing"
             meant = f"Did you mean {path}.{guess}?" if guess else f"It takes {takes}"
-            raise ConfigError(f"{target} takes no {name!r} ({key}). {meant}")
+            raise ConfigError(f"{path} takes no {name!r}. {meant}")
         _check_value(key, value, found.parameters.get(name, ""), BOUNDS.get(name, {}))
 
 
@@ -211,7 +261,7 @@ def _check_named(nodes: Any, group: str, others: set[str]) -> None:
             raise ConfigError(f"{group}.{name} must be a node, {{_target_: package.Class}}, or null, got {node!r}")
 
 
-def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, float]) -> None:
+def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, Any]) -> None:
     rule = kinds(annotation)
     node = isinstance(value, dict) and "_target_" in value
     if rule is not None and not node and not rule.accept(value) and not _becomes_text(rule, value):
@@ -221,7 +271,10 @@ def _check_value(key: str, value: Any, annotation: str, bounds: Mapping[str, flo
         meant = f". Did you mean {guess}?" if guess else ""
         if (key, value) == ("data.batch_size", "auto"):
             meant = ". trainer.split_batches=auto sends a batch through in as many parts as memory needs"
-        raise ConfigError(f"{key} must be {wanted}, got {value!r}{meant}")
+        raise ConfigError(f"{key} must be {wanted}, got {typed(value)}{meant}")
+    if "each" in bounds and value == []:
+        raise ConfigError(f"{key} is an empty list; leave it at auto, or name one at least")
+    bounds = bounds.get("each", bounds) if isinstance(value, list) else {k: v for k, v in bounds.items() if k != "each"}
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             _check_bounds(key, number, bounds)

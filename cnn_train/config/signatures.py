@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,14 @@ class NoSuchTarget(LookupError):
 
 @dataclass(frozen=True)
 class Signature:
-    """Parameters by name with the source text of their annotation ("" if none); None as a default widens it."""
+    """Parameters by name with the source text of their annotation ("" if none); a default of None adds `| None`."""
 
     module: str
     kind: str  # "class", "function" or "other": an assigned name, whose parameters are not known
     parameters: dict[str, str]
     open_ended: bool  # takes **kwargs, or its parameters are not known
+    name: str = ""  # of the class or function where it is defined
+    bases: tuple[str, ...] = ()  # of a class, as its source spells them
 
 
 def signature(target: str) -> Signature:
@@ -33,6 +35,22 @@ def signature(target: str) -> Signature:
     if not names:
         raise NoSuchTarget(f"{target} is a module, not a class or function")
     return _find(module, names, target, 0)
+
+
+def is_subclass(found: Signature, ancestor: str, depth: int = 0) -> bool:
+    """Whether a class has `ancestor`, a dotted path to a class's definition, among its bases or is it itself."""
+    if found.kind != "class" or depth > 20:
+        return False
+    if f"{found.module}.{found.name}" == ancestor:
+        return True
+    for base in found.bases:
+        try:
+            inherited = _find(found.module, base.split("."), base, 0)
+        except (NoSuchTarget, SyntaxError):
+            continue
+        if is_subclass(inherited, ancestor, depth + 1):
+            return True
+    return False
 
 
 def _split(target: str) -> tuple[str, list[str]]:
@@ -99,7 +117,9 @@ def _find(module: str, names: list[str], target: str, depth: int) -> Signature:
     stars = []
     for statement in reversed(_statements(path)):
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name == name:
-            return _definition(module, statement, inner, target, depth)
+            found = _definition(module, statement, inner, target, depth)
+            bases = [ast.unparse(base) for base in getattr(statement, "bases", ()) if not inner]
+            return replace(found, name=".".join([name, *inner]), bases=tuple(bases))
         if isinstance(statement, ast.ImportFrom):
             source = _absolute(module, path, statement)
             for alias in statement.names:
@@ -215,21 +235,27 @@ def _parameters(function: ast.FunctionDef, skip: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Kinds:
-    """What an annotation lets in from YAML: kinds of value, and the words of a Literal."""
+    """What an annotation lets in from YAML: kinds of value, the words of a Literal, the length of a list if fixed."""
 
     names: frozenset[str]
     words: tuple[object, ...] = ()
+    length: int | None = None
 
     def describe(self) -> str:
         spoken = {
             "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word",
             "list": "a list [a, b]", "dict": "a mapping", "none": "null",
         }  # fmt: skip
+        if self.length not in (None, 2):
+            spoken["list"] = f"a list of {self.length}"
         parts = [text for name, text in spoken.items() if name in self.names]
         if "int" in self.names and "float" in self.names:
             parts.remove(spoken["int"])
         if self.words:
-            parts = [", ".join(str(word) for word in self.words), *(p for p in parts if p != spoken["str"])]
+            parts = [
+                ", ".join(str(w).lower() if isinstance(w, bool) else str(w) for w in self.words),
+                *(p for p in parts if p != spoken["str"]),
+            ]
         return " or ".join(parts)
 
     def accept(self, value: object) -> bool:
@@ -245,6 +271,8 @@ class Kinds:
             return "float" in self.names
         if isinstance(value, str):
             return "str" in self.names and not self.words
+        if isinstance(value, list) and self.length not in (None, len(value)):
+            return False
         return ("dict" if isinstance(value, dict) else "list") in self.names
 
 
@@ -274,8 +302,10 @@ def _kinds(node: ast.expr) -> Kinds | None:
             return Kinds(frozenset({"str"}), words)
         if outer in ("Optional", "Union"):
             found = _union(items)
-            return Kinds(found.names | {"none"}, found.words) if found and outer == "Optional" else found
-        return _kinds(node.value)
+            return Kinds(found.names | {"none"}, found.words, found.length) if found and outer == "Optional" else found
+        found = _kinds(node.value)
+        fixed = outer in ("tuple", "Tuple") and not any(ast.unparse(item) == "..." for item in items)
+        return Kinds(found.names, (), len(items)) if found and fixed else found
     if isinstance(node, (ast.Name, ast.Attribute)):
         kind = _SIMPLE.get(ast.unparse(node).rsplit(".", 1)[-1])
         return None if kind is None else Kinds(frozenset({kind} if kind else set()))
@@ -287,4 +317,6 @@ def _union(items: list[ast.expr]) -> Kinds | None:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    return Kinds(frozenset().union(*(part.names for part in known)), sum((part.words for part in known), ()))
+    lengths = {part.length for part in known if "list" in part.names}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return Kinds(frozenset().union(*(part.names for part in known)), sum((part.words for part in known), ()), length)

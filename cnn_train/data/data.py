@@ -4,39 +4,31 @@ Data that fits in memory lives on the device as uint8 and is indexed, augmented 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnn_train.data.augment import Augment, check_support
+from cnn_train.data.boxes import UNUSED
 from cnn_train.data.random import generator
+from cnn_train.data.splits import split_table
+from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Normalized images (N, C, H, W), targets (N) or (N, H, W) int64 or soft (N, K), indices (N) into the split."""
+    """Normalized images (N, C, H, W), their targets, and indices (N) into the split.
+
+    Targets are as `cnn_train.data.targets` says; labels that were mixed are soft (N, K).
+    """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
-
-
-class Augment(Protocol):
-    """Changes a uint8 batch; what it draws depends on (seed, epoch, index) of each sample alone."""
-
-    def __call__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        indices: Tensor,
-        epoch: int,
-        seed: int,
-        *,
-        ignore_index: int,
-        num_classes: int,
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Source(Protocol):
@@ -50,6 +42,14 @@ class Source(Protocol):
         """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device; epoch None: unaltered."""
         ...
 
+    def augmented(self, augment: Augment | None) -> tuple["Source", Augment | None]:
+        """The split that does the first part of an augmentation itself, and the rest, which is for whole batches."""
+        ...
+
+    def paths(self) -> list[str]:
+        """The file of each image; empty if it has none of its own."""
+        ...
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel (C), of values in [0, 1]."""
         ...
@@ -61,10 +61,14 @@ class Source(Protocol):
 
 @dataclass
 class InMemory:
-    """A split held as images (N, C, H, W) uint8 and targets (N) or (N, H, W), moved to the device once."""
+    """A split held as images (N, C, H, W) uint8 and targets, moved to the device once.
+
+    `origin` is the split it was decoded from, which knows which pixels are padding.
+    """
 
     images: Tensor
     targets: Tensor
+    origin: Source | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8 and len(self.images) == len(self.targets)
@@ -77,81 +81,116 @@ class InMemory:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self.images, self.targets = self.images.to(device), self.targets.to(device)
         for index in indices:
-            yield self.images[index], self.targets[index].long()
+            yield self.images[index], self.targets[index]
+
+    def augmented(self, augment: Augment | None) -> tuple[Source, Augment | None]:
+        return self, augment
+
+    def paths(self) -> list[str]:
+        return [] if self.origin is None else self.origin.paths()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
+        if self.origin is not None:
+            return self.origin.statistics()
         # By histogram: exact, and without a float copy of all images.
-        channels = self.images.cpu().unbind(1)
-        return histogram_statistics(torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]))
+        return histogram_statistics(channel_histograms(self.images.cpu()))
 
     def class_counts(self, num_classes: int) -> Tensor:
-        flat = self.targets.flatten().long()
-        return torch.bincount(flat[(flat >= 0) & (flat < num_classes)], minlength=num_classes)
+        return self.origin.class_counts(num_classes) if self.origin is not None else counts(self.targets, num_classes)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a builder found: three splits, and what holds for all of them.
+
+    Targets equal to `ignore_index` count nowhere; `min_visible` is as in `TargetSpec`. `resize` says how images were
+    brought to size (`cnn_train.data.images.bring_to_size`), `reading` how a file becomes an image, as plain data.
+    With `one_by_one` the images of evaluation differ in size, so that a batch holds one. `notes` are remarks for the
+    header of a run, `root` is the folder of its files.
+    """
+
+    name: str
+    targets: Targets
+    splits: Mapping[str, Source]
+    class_names: Sequence[str]
+    in_channels: int
+    image_size: tuple[int, int]
+    ignore_index: int = -100
+    min_visible: float = 0.25
+    resize: str = "stretch"
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    one_by_one: bool = False
+    notes: Sequence[str] = ()
+    root: Path | None = None
 
 
 class Data:
-    """Three splits of one kind of image, and how they are batched.
+    """A data set, and how it is batched, augmented and normalized.
 
     `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
     and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
-    to 255). Targets equal to `ignore_index` count nowhere. `resize` says how images were brought to size: "stretch",
-    "crop", "pad" or not, "own" (`cnn_train.data.files.bring_to_size`).
+    to 255).
     """
 
     def __init__(
         self,
-        name: str,
-        task: str,
-        splits: Mapping[str, Source],
-        class_names: Sequence[str],
+        data_set: DataSet,
         *,
-        in_channels: int,
-        image_size: tuple[int, int],
-        batch_size: int,
-        eval_batch_size: int,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
         seed: int = 0,
         augment: Augment | None = None,
         drop_last: bool = False,
-        normalize: str = "standardize",
+        normalize: Literal["standardize", "minmax", "none"] = "standardize",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        ignore_index: int = -100,
-        resize: str = "stretch",
     ):
+        self.name, self.class_names = data_set.name, list(data_set.class_names)
+        self.num_classes, self.in_channels = len(self.class_names), data_set.in_channels
+        self.image_size, self.resize = data_set.image_size, data_set.resize
+        self.ignore_index, self.notes = data_set.ignore_index, tuple(data_set.notes)
+        self.spec = TargetSpec(data_set.targets, self.num_classes, self.ignore_index, data_set.min_visible)
+        self.batch_size, self.seed, self.normalize = batch_size, seed, normalize
+        self.eval_batch_size = 1 if data_set.one_by_one else eval_batch_size
+        self._reading, self._root = dict(data_set.reading), data_set.root
         if normalize not in ("standardize", "minmax", "none"):
             raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
         for split in ("train", "val", "test"):
-            if not len(splits[split]):
-                raise DataError(f"{name}: the {split} split is empty")
-        if task == "segmentation" and getattr(augment, "labels_only", False):
-            raise DataError(
-                f"the chosen augment does not change label maps; {name} needs augment=flip, shift or another"
-            )
-        self.name = name
-        self.task = task
-        self.splits = splits
-        self.class_names = list(class_names)
-        self.num_classes = len(self.class_names)
-        self.in_channels = in_channels
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.augment = augment
-        self.drop_last = drop_last and len(splits["train"]) >= batch_size
-        self.normalize = normalize
-        self.ignore_index = ignore_index
-        self.resize = resize
-        if normalize != "standardize":
-            mean, std = [0.0] * in_channels, [1.0 if normalize == "minmax" else 1 / 255] * in_channels
-        elif mean is None or std is None:
-            computed = splits["train"].statistics()
-            mean, std = (values.tolist() for values in computed)
-        self.normalize_by(mean, std)
+            if not len(data_set.splits[split]):
+                raise DataError(f"{self.name}: the {split} split is empty")
+        check_support(self.name, data_set.targets, augment)
+        train, self.augment = data_set.splits["train"].augmented(augment)
+        self.splits: dict[str, Source] = {**data_set.splits, "train": train}
+        self.drop_last = drop_last and len(train) >= batch_size
+        self.normalize_by(*self._normalization(mean, std))
+
+    @property
+    def targets(self) -> Targets:
+        """The kind of the targets."""
+        return self.spec.kind
+
+    @property
+    def task(self) -> str:
+        """What a network does with such targets: classification, segmentation or detection."""
+        return TASKS[self.spec.kind]
+
+    def _normalization(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> tuple[list[float], list[float]]:
+        if self.normalize != "standardize":
+            return [0.0] * self.in_channels, [1.0 if self.normalize == "minmax" else 1 / 255] * self.in_channels
+        if mean is None or std is None:
+            mean, std = (values.tolist() for values in self.splits["train"].statistics())
+        for name, given in (("mean", mean), ("std", std)):
+            if len(given) != self.in_channels:
+                raise DataError(
+                    f"data.{name} has {len(given)} numbers for {self.in_channels} channels; give one for each"
+                )
+        return list(mean), [max(value, 1e-6) for value in std]
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take these for each channel from now on, of values in [0, 1]: those of other data, or of weights."""
-        self.mean, self.std = list(mean), [max(value, 1e-6) for value in std]
+        self.mean, self.std = list(mean), list(std)
         self._scale, self._shift = scale_and_shift(self.mean, self.std)
 
     def size(self, split: str) -> int:
@@ -159,7 +198,10 @@ class Data:
         return len(self.splits[split])
 
     def train_steps(self, world_size: int = 1) -> int:
-        """Batches of an epoch, the same for every process; a rest smaller than the number of processes is left out."""
+        """Batches of an epoch, the same for every process.
+
+        A last batch with fewer images than processes is dropped.
+        """
         full, rest = divmod(self.size("train"), self.batch_size)
         return full + (0 if self.drop_last else int(rest >= world_size))
 
@@ -175,25 +217,19 @@ class Data:
         joined = [torch.cat(block) for block in blocks]
         made = self.splits["train"].batches(joined, epoch, self.seed, device)
         for block, index, (images, targets) in zip(blocks, joined, made, strict=True):
+            targets = self._typed(targets)
             if self.augment is not None:
-                images, targets = self.augment(
-                    images,
-                    targets,
-                    index,
-                    epoch,
-                    self.seed,
-                    ignore_index=self.ignore_index,
-                    num_classes=self.num_classes,
-                )
+                images, targets = self.augment(images, targets, index, epoch, self.seed, self.spec)
             sizes = [len(part) for part in block]
             yield from map(Batch, self.to_input(images).split(sizes), targets.split(sizes), block)
 
     def _steps_together(self) -> int:
-        """How many small batches are made at once: what an operation costs at all is then paid once for them.
+        """How many small batches are made at once, to share the fixed cost of each operation.
 
-        Each sample's randomness is its own, so that changes nothing, but for augmentations that mix a batch's samples.
+        Each sample's randomness is its own, so this changes nothing, except for augmentations that mix samples.
         """
-        if not isinstance(self.splits["train"], InMemory) or getattr(self.augment, "mixes", False):
+        mixes = self.augment is not None and self.augment.mixes
+        if mixes or not isinstance(self.splits["train"], InMemory):
             return 1
         numbers = self.batch_size * self.in_channels * self.image_size[0] * self.image_size[1]
         return min(max(2**20 // numbers, 1), 16)
@@ -205,20 +241,21 @@ class Data:
         for index, (images, targets) in zip(
             indices, self.splits[split].batches(indices, None, self.seed, device), strict=True
         ):
-            yield Batch(self.to_input(images), targets, index)
+            yield Batch(self.to_input(images), self._typed(targets), index)
+
+    def _typed(self, targets: Tensor) -> Tensor:
+        return targets.long() if self.targets in ("labels", "maps") else targets.float()
 
     def samples(self, split: str, indices: Sequence[int], *, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) uint8 and targets of these samples, unaltered, padded to the size of the largest."""
         chosen = torch.as_tensor(list(indices), device=device).split(1)
         images, targets = zip(*self.splits[split].batches(chosen, None, self.seed, device), strict=True)
-        height, width = (max(image.size(axis) for image in images) for axis in (-2, -1))
-
-        def grown(maps: Tensor, value: int) -> Tensor:
-            return F.pad(maps, (0, width - maps.size(-1), 0, height - maps.size(-2)), value=value)
-
-        if self.task == "segmentation":
-            targets = tuple(grown(target, self.ignore_index) for target in targets)
-        return torch.cat([grown(image, 0) for image in images]), torch.cat(targets)
+        targets = tuple(map(self._typed, targets))
+        if self.targets == "maps":
+            targets = _grown(targets, self.ignore_index)
+        elif self.targets == "boxes":
+            targets = _grown(targets, UNUSED[4])
+        return torch.cat(_grown(images, 0)), torch.cat(targets)
 
     def to_input(self, images: Tensor) -> Tensor:
         """Normalize uint8 images (N, C, H, W) to what the network takes."""
@@ -235,10 +272,16 @@ class Data:
         """Samples, or pixels, of each class (K)."""
         return self.splits[split].class_counts(self.num_classes)
 
+    def split_table(self) -> str | None:
+        """Which file is in which split, as CSV; None for data that is not in files of its own."""
+        paths = {split: source.paths() for split, source in self.splits.items()}
+        return split_table(paths, self._root) if all(paths.values()) else None
+
     def preprocessing(self) -> dict[str, Any]:
         """What an image must go through before the network, as plain data."""
         return {
             "task": self.task,
+            "targets": self.targets,
             "image_size": list(self.image_size),
             "resize": self.resize,
             "in_channels": self.in_channels,
@@ -246,7 +289,24 @@ class Data:
             "mean": self.mean,
             "std": self.std,
             "ignore_index": self.ignore_index,
+            **self._reading,
         }
+
+
+def _grown(tensors: Sequence[Tensor], value: float) -> tuple[Tensor, ...]:
+    """Each (..., H, W) padded below and at the right to the size of the largest."""
+    height, width = (max(tensor.size(axis) for tensor in tensors) for axis in (-2, -1))
+    return tuple(F.pad(t, (0, width - t.size(-1), 0, height - t.size(-2)), value=value) for t in tensors)
+
+
+def counts(targets: Tensor, num_classes: int) -> Tensor:
+    """How often each class occurs (K) in labels or label maps, or in multi-labels or boxes, which hold floats."""
+    if targets.is_floating_point():
+        if targets.ndim == 2:
+            return targets.sum(0).long()
+        targets = targets[..., 4]
+    flat = targets.flatten().long()
+    return torch.bincount(flat[(flat >= 0) & (flat < num_classes)], minlength=num_classes)
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -256,11 +316,9 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     return (1 / (255 * deviation)).float(), (-middle / deviation).float()
 
 
-def check_augment(name: str, task: str, augment: Augment | None) -> None:
-    if task == "segmentation" and getattr(augment, "labels_only", False):
-        raise DataError(
-            f"{name} has label maps, which the chosen augment does not change; choose augment=flip or shift"
-        )
+def channel_histograms(images: Tensor) -> Tensor:
+    """How often each value occurs in each channel: images (N, C, H, W) uint8 -> (C, 256)."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
 def histogram_statistics(counts: Tensor) -> tuple[Tensor, Tensor]:

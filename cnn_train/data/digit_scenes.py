@@ -7,12 +7,11 @@ digits of the training, validation and test scenes are different handwritings.
 
 import hashlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_train.data.data import Augment, Data, InMemory, as_size
+from cnn_train.data.cache import cache_folder, keep
+from cnn_train.data.data import Data, DataSet, InMemory, as_size
 from cnn_train.data.digits import NAMES, load_digits
-from cnn_train.data.files import cache_folder
 
 IGNORE = 255
 VERSION = 1  # of the generator: a cached file of another version is not used
@@ -36,13 +35,8 @@ def digit_scenes(
     num_val: int = 100,
     num_test: int = 200,
     scene_seed: int = 0,
-    batch_size: int = 16,
-    eval_batch_size: int = 50,
-    seed: int = 0,
-    augment: Augment | None = None,
-    drop_last: bool = False,
-    normalize: str = "standardize",
     cache_dir: str | None = None,
+    **batching: Any,
 ) -> Data:
     """RGB scenes of `image_size` (64 by default) in 11 classes, drawn by (scene_seed, split, index) and cached.
 
@@ -52,28 +46,15 @@ def digit_scenes(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     cache = cache_folder(cache_dir)
     splits = {name: InMemory(*cached_scenes(name, count, size, scene_seed, cache)) for name, count in counts.items()}
-    return Data(
-        "digit_scenes",
-        "segmentation",
-        splits,
-        ["ground", *NAMES],
-        in_channels=3,
-        image_size=size,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
-        augment=augment,
-        drop_last=drop_last,
-        normalize=normalize,
-        ignore_index=IGNORE,
-        resize="own",
-    )
+    names = ["ground", *NAMES]
+    found = DataSet("digit_scenes", "maps", splits, names, 3, size, ignore_index=IGNORE, resize="own")
+    return Data(found, **batching)
 
 
 def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cache: Path) -> tuple[Tensor, Tensor]:
     """Images (count, 3, H, W) and labels (count, H, W), uint8, from the cache or newly drawn.
 
-    A file of the cache that is damaged is drawn again; a cache that cannot be written is done without.
+    A damaged file of the cache is drawn again; an unwritable cache is ignored.
     """
     parameters = f"{VERSION} {split} {count} {size} {seed}"
     path = cache / f"digit_scenes_{split}_{hashlib.sha256(parameters.encode()).hexdigest()[:16]}.npz"
@@ -87,14 +68,7 @@ def cached_scenes(split: str, count: int, size: tuple[int, int], seed: int, cach
     images, labels = draw_scenes(split, count, size, seed)
     content = io.BytesIO()
     np.savez(content, images=images, labels=labels)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getbuffer())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    keep(path, content.getvalue())
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -115,27 +89,27 @@ def draw_scene(
     digits: Tensor, labels: Tensor, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One scene of 2 to 4 digits (N, 1, 8, 8): image (3, H, W) and label map (H, W)."""
-    image, ground = _draw_ground(size, random)
+    image, ground = draw_ground(size, random)
     label = np.zeros(size, np.uint8)
     shortest = min(size)
     for _ in range(random.integers(2, 5)):
         chosen = random.integers(len(digits))
         side = round(float(random.uniform(0.38, 0.65)) * shortest)
-        strength = _transform(digits[chosen], side, slant=random.uniform(-0.3, 0.3), angle=random.uniform(-0.2, 0.2))
+        strength = draw_digit(digits[chosen], side, slant=random.uniform(-0.3, 0.3), angle=random.uniform(-0.2, 0.2))
         for _ in range(8):  # look for a place that hides little of what is there
             y, x = (int(random.integers(0, extent - side + 1)) for extent in size)
             area = (slice(y, y + side), slice(x, x + side))
             hidden = ((label[area] > 0) & (strength > 0.35)).sum()
             if hidden <= 0.15 * (strength > 0.35).sum():
                 break
-        colour = _contrasting(ground, random)
+        colour = contrasting_colour(ground, random)
         image[:, *area] += np.clip(strength * 1.6 - 0.3, 0, 1) * (colour[:, None, None] - image[:, *area])
         label[area] = np.where(strength > 0.5, labels[chosen] + 1, np.where(strength > 0.2, IGNORE, label[area]))
     image += random.normal(0, 0.03, image.shape)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), label
 
 
-def _draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[NDArray, NDArray]:
+def draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[NDArray, NDArray]:
     """A colour with coarse and fine texture: image (3, H, W) in [0, 1] and the colour (3)."""
     colour = random.uniform(0.15, 0.85, 3)
     image = np.broadcast_to(colour[:, None, None], (3, *size)).copy()
@@ -145,7 +119,7 @@ def _draw_ground(size: tuple[int, int], random: np.random.Generator) -> tuple[ND
     return image, colour
 
 
-def _contrasting(ground: NDArray, random: np.random.Generator) -> NDArray:
+def contrasting_colour(ground: NDArray, random: np.random.Generator) -> NDArray:
     """A colour (3) at a distance of at least 0.5 from the ground's."""
     while True:
         colour = random.uniform(0, 1, 3)
@@ -153,7 +127,7 @@ def _contrasting(ground: NDArray, random: np.random.Generator) -> NDArray:
             return colour
 
 
-def _transform(digit: Tensor, side: int, slant: float, angle: float) -> NDArray:
+def draw_digit(digit: Tensor, side: int, slant: float, angle: float) -> NDArray:
     """A digit (1, 8, 8) enlarged to (side, side), sheared and turned, as ink between 0 and 1."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = torch.tensor([[[cos, sin + slant, 0.0], [-sin, cos, 0.0]]], dtype=torch.float32)

@@ -1,12 +1,13 @@
 """scikit-learn's 1,797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak 1998), which need no download."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_train.data.data import Augment, Data, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, InMemory, as_size
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -24,33 +25,11 @@ def load_digits() -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (images[index], labels[index]) for name, index in (("train", train), ("val", val), ("test", test))}
 
 
-def digits(
-    image_size: int | Sequence[int] | None = None,
-    *,
-    batch_size: int = 64,
-    eval_batch_size: int = 256,
-    seed: int = 0,
-    augment: Augment | None = None,
-    drop_last: bool = False,
-    normalize: str = "standardize",
-) -> Data:
+def digits(image_size: int | Sequence[int] | None = None, **batching: Any) -> Data:
     """The digits brought to `image_size` (32 by default) by bilinear interpolation, in 10 classes."""
     size = as_size(image_size, 32)
     splits = {}
     for name, (images, labels) in load_digits().items():
         resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         splits[name] = InMemory((resized * 255).round().to(torch.uint8), labels)
-    return Data(
-        "digits",
-        "classification",
-        splits,
-        NAMES,
-        in_channels=1,
-        image_size=size,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
-        augment=augment,
-        drop_last=drop_last,
-        normalize=normalize,
-    )
+    return Data(DataSet("digits", "labels", splits, NAMES, in_channels=1, image_size=size), **batching)

@@ -2,149 +2,180 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from cnn_train.data.data import Augment, Data, as_size
-from cnn_train.data.files import (
-    MAX_PIXELS,
-    SUFFIXES,
-    OnDisk,
-    as_sources,
-    check_files,
-    common_size,
-    cut_by_name,
+from cnn_train.data.data import Data, DataSet, as_size
+from cnn_train.data.decode import MAX_PIXELS, SUFFIXES, images_in, left_out
+from cnn_train.data.disk import OnDisk, as_sources, num_workers, survey, warn_of_absent
+from cnn_train.data.images import Reader, training_size
+from cnn_train.data.splits import (
+    by_table,
+    check_fractions,
+    cut,
+    describe,
     existing_folder,
-    images_in,
-    num_workers,
-    read_image,
-    remember,
+    in_folds,
+    missing_splits,
+    split_folders,
     subfolders,
-    warn_of_absent,
     what_is_in,
 )
+from cnn_train.data.targets import Targets, TargetSpec
 from cnn_train.errors import DataError
 
 LAYOUT = "train/<class>/*.jpg, val/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split"
+SIDE = 224  # what images of several sizes, or of a large one, are brought to
 
 log = logging.getLogger(__name__)
+Samples = list[tuple[str, int]]
 
 
 def folder(
     root: str | None = None,
     image_size: int | Sequence[int] | None = None,
     *,
-    channels: Literal[1, 3] = 3,
-    resize: Literal["crop", "pad", "stretch"] = "crop",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
-    batch_size: int = 64,
-    eval_batch_size: int = 256,
-    seed: int = 0,
-    augment: Augment | None = None,
-    drop_last: bool = False,
-    normalize: str = "standardize",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    splits: str | None = None,
+    published: Mapping[str, int] | None = None,
+    **options: Any,
+) -> Data:
+    """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
+
+    A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
+    With `folds` the test split is the part `fold` of so many, see `splits.in_folds`. `splits` is a file that says which
+    file is in which split, as a run keeps it. `published` are the number of
+    classes and the image size that a public set is known by. The rest is as in `image_files`. Raises DataError, which
+    names the file or folder.
+    """
+    path = existing_folder(root, LAYOUT)
+    if folds is None:
+        samples, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
+    else:
+        samples, class_names, notes = _in_folds(path, folds, fold, val_fraction)
+    if splits is not None:
+        samples, notes = by_table(splits, path, samples), [f"splits from {splits}"]
+    labels = {split: Counter(label for _, label in part) for split, part in samples.items()}
+    found = {split: [had[label] for label, _ in enumerate(class_names)] for split, had in labels.items()}
+    warn_of_absent(found, class_names, "image")
+    side = (published or {}).get("image_size", SIDE)
+    return image_files(path.name, path, "labels", samples, class_names, image_size, notes, side, **options)
+
+
+def image_files(
+    name: str,
+    root: Path,
+    targets: Targets,
+    splits: Mapping[str, list[tuple[str, Any]]],
+    class_names: Sequence[str],
+    image_size: int | Sequence[int] | None,
+    notes: list[str],
+    side: int,
+    *,
+    channels: int | Sequence[int] | Literal["auto"] = "auto",
+    range: Sequence[float] | Literal["auto"] = "auto",
+    resize: Literal["crop", "pad", "stretch"] = "crop",
     in_memory: bool = False,
     verify: bool = True,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     cache_dir: str | None = None,
+    **batching: Any,
 ) -> Data:
-    """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
+    """The data set of image files and their labels, class numbers or multi-labels.
 
-    A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
-    Images come at `image_size` (None: their own if they have one, else 224), in RGB or, with one of `channels`, grey.
-    `verify` decodes every file once before the first training. Raises DataError, which names the file or folder.
+    Images come at `image_size` (None: their own if they have one of at most 512, else `side`). `channels` and `range`
+    are as in `Reader`, or "auto": what all files have in common. `verify` decodes every file once before the first
+    training.
     """
-    path = existing_folder(root, LAYOUT)
-    splits, class_names = find_samples(path, val_fraction, test_fraction)
     count = num_workers(workers)
-    files = sorted({name for samples in splits.values() for name, _ in samples})
-    if verify:
-        remember(
-            cache_dir, "verified", files, f"{max_pixels}", lambda: len(check_files(_Decodes(max_pixels), files, count))
+    paths = sorted({path for samples in splits.values() for path, _ in samples})
+    found = survey(paths, max_pixels, count, verify, cache_dir)
+    reader = found.reader(channels, range, max_pixels)
+    size = chosen_size(image_size, found.common_size, side, notes)
+    notes += reader_notes(reader)
+    spec = TargetSpec(targets, len(class_names))
+    sources = as_sources(splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), in_memory)
+    reading = reader.reading()
+    data_set = DataSet(
+        name, targets, sources, class_names, reader.num_channels, size, resize=resize, reading=reading, notes=notes,
+        root=root,
+    )  # fmt: skip
+    return Data(data_set, **batching)
+
+
+def chosen_size(
+    image_size: int | Sequence[int] | None, own: tuple[int, int] | None, side: int, notes: list[str]
+) -> tuple[int, int]:
+    """The size of training: as asked, or the images' own where they have one that is not too large, or `side`."""
+    if image_size is not None or own is None:
+        return as_size(image_size, side)
+    size = training_size(own, side)
+    if size != own:
+        had, has = ("x".join(map(str, pair)) for pair in (own, size))
+        notes.append(f"images of {had} are trained at {has} (image_size= chooses)")
+    return size
+
+
+def reader_notes(reader: Reader) -> list[str]:
+    """Remarks about values and bands that are not as in common photographs."""
+    notes = []
+    if reader.range is not None:
+        notes.append(f"values {reader.range[0]:g} to {reader.range[1]:g} become 0 to 255 (data.range)")
+    if reader.channels not in (1, 3):
+        notes.append(f"channels {reader.channels if isinstance(reader.channels, int) else list(reader.channels)}")
+    return notes
+
+
+def find_samples(root: Path, fractions: Mapping[str, float]) -> tuple[dict[str, Samples], list[str], list[str]]:
+    """Paths and labels of each split, the names of the classes, and remarks for the header."""
+    folders = split_folders(root)
+    beside = [path for path in subfolders(root) if path not in folders.values() and images_in(path)]
+    if folders and beside:
+        raise DataError(
+            f"{root} holds {', '.join(path.name for path in folders.values())}, named like splits, beside "
+            f"{', '.join(path.name for path in beside[:5])}; move all classes into the splits, or rename "
+            "the folders if they are classes"
         )
-    labels = {split: Counter(label for _, label in samples) for split, samples in splits.items()}
-    warn_of_absent(
-        {split: [found[label] for label in range(len(class_names))] for split, found in labels.items()},
-        class_names,
-        "image",
-    )
-    own = None if image_size is not None else common_size([name for name, _ in splits["train"]], max_pixels)
-    size = own or as_size(image_size, 224)
-    common = OnDisk([], size, channels, resize, max_pixels=max_pixels, workers=count)
-    sources, rest = as_sources(path.name, splits, common, augment, in_memory)
-    if normalize == "standardize" and (mean is None or std is None):
-        mean, std = remember(
-            cache_dir,
-            "statistics",
-            [name for name, _ in splits["train"]],
-            f"{size} {channels} {resize}",
-            lambda: [values.tolist() for values in sources["train"].statistics()],
+    if folders and "train" not in folders:
+        raise DataError(f"{root} has no folder train; expected {LAYOUT}")
+    missing = missing_splits(folders)
+    fractions = {split: fractions[split] for split in missing}
+    train, names = _by_class(folders.get("train", root))
+    if len(names) < 2:
+        raise DataError(
+            f"{folders.get('train', root)} holds one class, {names[0]} with {len(train)} image(s); two are needed"
         )
-    return Data(
-        path.name,
-        "classification",
-        sources,
-        class_names,
-        in_channels=channels,
-        image_size=size,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
-        augment=rest,
-        drop_last=drop_last,
-        normalize=normalize,
-        mean=mean,
-        std=std,
-        resize=resize,
-    )
-
-
-class _Decodes:
-    def __init__(self, max_pixels: int):
-        self.max_pixels = max_pixels
-
-    def __call__(self, path: str) -> None:
-        read_image(path, 3, self.max_pixels)
-
-
-def find_samples(
-    root: Path, val_fraction: float, test_fraction: float
-) -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
-    """Paths and labels of each split, and the names of the classes."""
-    if not (root / "train").is_dir():
-        if (root / "val").is_dir() or (root / "test").is_dir():
-            raise DataError(f"{root} has no folder train; expected {LAYOUT}")
-        every, names = _by_class(root)
-        return _cut(every, root, {"val": val_fraction, "test": test_fraction}), names
-    train, names = _by_class(root / "train")
-    splits = {"train": train}
-    for split in ("val", "test"):
-        if (root / split).is_dir():
-            found, present = _by_class(root / split)
-            unknown = [name for name in present if name not in names]
-            if unknown:
-                few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-                raise DataError(
-                    f"{root / split} has {len(unknown)} class(es) that train has not: {few}; train has "
-                    f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-                )
-            splits[split] = [(path, names.index(present[label])) for path, label in found]
-    missing = {"val": val_fraction, "test": test_fraction}
-    if "val" in splits:
-        del missing["val"], missing["test"]
-    elif "test" in splits:
-        del missing["test"]
-    splits |= _cut(splits["train"], root, missing) if missing else {}
+    splits = {"train": train} | {split: _of_classes(path, names) for split, path in folders.items() if split != "train"}
+    splits |= _cut(train, root, fractions) if fractions else {}
     splits.setdefault("test", splits["val"])
-    return splits, names
+    return splits, names, [describe(folders, missing), *_left_out(sorted(folders.values()) or [root])]
 
 
-def _by_class(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
+def _in_folds(
+    root: Path, folds: int, fold: int, val_fraction: float
+) -> tuple[dict[str, Samples], list[str], list[str]]:
+    """As `find_samples`, with the splits of one fold of cross-validation."""
+    if given := split_folders(root):
+        raise DataError(
+            f"data.folds={folds} splits {root} itself, but it holds {', '.join(p.name for p in given.values())}"
+        )
+    samples, names = _by_class(root)
+    labels = [label for _, label in samples]
+    splits, note = in_folds(labels, list(range(len(labels))), folds, fold, val_fraction)
+    return {split: [samples[i] for i in part] for split, part in splits.items()}, names, [note, *_left_out([root])]
+
+
+def _left_out(folders: Sequence[Path]) -> list[str]:
+    ignored = left_out(folders)
+    return [f"left out as no images: {ignored}"] if ignored else []
+
+
+def _by_class(folder: Path) -> tuple[Samples, list[str]]:
     classes = subfolders(folder)
     samples = []
     for label, path in enumerate(classes):
@@ -159,12 +190,23 @@ def _by_class(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     return samples, [path.name for path in classes]
 
 
-def _cut(samples: list[tuple[str, int]], root: Path, fractions: dict[str, float]) -> dict[str, list[tuple[str, int]]]:
+def _of_classes(folder: Path, names: Sequence[str]) -> Samples:
+    """The samples of a split whose classes are among those of train."""
+    found, present = _by_class(folder)
+    unknown = [name for name in present if name not in names]
+    if unknown:
+        few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(
+            f"{folder} has {len(unknown)} class(es) that train has not: {few}; train has "
+            f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        )
+    return [(path, names.index(present[label])) for path, label in found]
+
+
+def _cut(samples: Samples, root: Path, fractions: dict[str, float]) -> dict[str, Samples]:
     """Cut parts off for other splits, each with every class in its share."""
-    if not all(0 < fraction < 1 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
-        shares = ", ".join(f"data.{split}_fraction={fraction:g}" for split, fraction in fractions.items())
-        raise DataError(f"{shares}: each must be above 0, and something must be left for train")
-    splits: dict[str, list[tuple[str, int]]] = {split: [] for split in (*fractions, "train")}
+    check_fractions(fractions)
+    splits: dict[str, Samples] = {split: [] for split in (*fractions, "train")}
     for label in sorted({label for _, label in samples}):
         own = [sample for sample in samples if sample[1] == label]
         if len(own) <= len(fractions):
@@ -173,6 +215,6 @@ def _cut(samples: list[tuple[str, int]], root: Path, fractions: dict[str, float]
                 "add images or make the splits yourself"
             )
         names = [Path(path).relative_to(root).as_posix() for path, _ in own]
-        for split, part in zip(splits, cut_by_name(names, list(fractions.values())), strict=True):
-            splits[split] += [own[i] for i in part]
+        for split, part in cut(own, names, fractions).items():
+            splits[split] += part
     return splits

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cnn_train.data.data import Augment, Data, InMemory, as_size
-from cnn_train.data.files import cache_folder
+from cnn_train.data.cache import cache_folder
+from cnn_train.data.data import Data, DataSet, InMemory, as_size
 from cnn_train.errors import DataError
 
 CLASSES = {"mnist": [str(digit) for digit in range(10)], "svhn": [str(digit) for digit in range(10)]}
@@ -24,41 +24,29 @@ def small_images(
     *,
     download: bool = False,
     val_size: int = 5000,
-    batch_size: int = 128,
-    eval_batch_size: int = 500,
-    seed: int = 0,
-    augment: Augment | None = None,
-    drop_last: bool = False,
-    normalize: str = "standardize",
+    published: dict[str, int] | None = None,
     cache_dir: str | None = None,
+    **batching: Any,
 ) -> Data:
     """CIFAR, MNIST, Fashion-MNIST or SVHN in `root` (by default `datasets` in the cache), as torchvision keeps it.
 
     `val_size` training images, the same share of each class, are kept for validation; with 0, validation is on the test
-    images. Raises DataError where the files are missing and `download` is not set.
+    images. `published` are num_classes, in_channels and image_size of the set, known without its files. Raises
+    DataError where the files are missing and `download` is not set, or hold something else than was published.
     """
     folder = Path(os.path.expanduser(root)).resolve() if root is not None else cache_folder(cache_dir) / "datasets"
     images, labels, class_names = load(dataset, folder, True, download)
     test_images, test_labels, _ = load(dataset, folder, False, download)
-    size = as_size(image_size, 0) if image_size is not None else (images.size(2), images.size(3))
+    found = {"num_classes": len(class_names), "in_channels": images.size(1), "image_size": images.size(2)}
+    if published is not None and published != found:
+        raise DataError(f"{dataset} in {folder} has {found}, not {published} as published; fetch it again")
+    size = as_size(image_size, images.size(2))
     splits = {"train": (images, labels), "test": (test_images, test_labels)}
     splits["val"] = splits["test"]
     if val_size:
         splits["train"], splits["val"] = _cut(images, labels, val_size)
-    return Data(
-        dataset,
-        "classification",
-        {split: InMemory(resized(images, size), labels) for split, (images, labels) in splits.items()},
-        class_names,
-        in_channels=images.size(1),
-        image_size=size,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        seed=seed,
-        augment=augment,
-        drop_last=drop_last,
-        normalize=normalize,
-    )
+    sources = {split: InMemory(resized(images, size), labels) for split, (images, labels) in splits.items()}
+    return Data(DataSet(dataset, "labels", sources, class_names, images.size(1), size), **batching)
 
 
 def load(dataset: str, folder: Path, train: bool, download: bool) -> tuple[Tensor, Tensor, list[str]]:

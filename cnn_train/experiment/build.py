@@ -13,6 +13,7 @@ from torch import nn
 from cnn_train import __version__
 from cnn_train.config.build import build
 from cnn_train.data.data import Data
+from cnn_train.data.fingerprint import fingerprint
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.callbacks import build_loggers, check_monitors
 from cnn_train.experiment.hardware import Machine
@@ -118,7 +119,10 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
     """What a checkpoint says of itself, as plain data."""
     return {
         "cnn_train": __version__,
-        "config": OmegaConf.to_container(OmegaConf.create(secrets.mask(OmegaConf.to_yaml(cfg))), resolve=False),
+        "config": OmegaConf.to_container(
+            OmegaConf.create(secrets.mask_settings(OmegaConf.to_yaml(cfg))), resolve=False
+        ),
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
+        "data": fingerprint(data),
     }

@@ -1,7 +1,5 @@
 """Evaluate a run again: its best weights on a split of its data, perhaps by other inference and post-processing."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,31 @@ from cnn_train.data.data import Batch
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.build import Experiment, prepare
 from cnn_train.experiment.hardware import Machine
-from cnn_train.experiment.results import describe_results, show_results
+from cnn_train.experiment.results import describe_results, show_results, write_csv
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import checkpoint
+from cnn_train.runs.find import find as find_run
 from cnn_train.tasks.intervals import intervals
+from cnn_train.training.batches import EvalBatches
 from cnn_train.training.callbacks import display
+from cnn_train.training.samples import names_of
 
 
-def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test") -> dict[str, float]:
-    """Metrics of a run folder's best weights (or of the checkpoint file `run`) on `split`, by the run's own config.
+def evaluate(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    *,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
+) -> dict[str, float]:
+    """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
 
     They are also written, with a table of the classes and pictures, to eval/<split>[-<inference>][-<postprocess>] in
     the run folder.
     """
     folder, file = find(run, split)
-    cfg = load(folder, overrides)
+    cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
     with quiet_libraries():
         experiment = trained(cfg, folder, file)
         kept = keep_scores(experiment)
@@ -44,14 +52,14 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), split: str = "test"
             atomic.write_json(results / "metrics.json", metrics)
             show_results(experiment, metrics, split)
             tell_intervals(experiment, split, results)
-            write_predictions(experiment, split, kept, results / "predictions.csv")
+            write_probabilities(experiment, split, kept, results / "probabilities.csv")
     return metrics
 
 
 def tell_intervals(experiment: Experiment, split: str, results: Path) -> None:
     """Print and write the 95 % intervals of a classifier's metrics: what another sample of images might have given."""
     loop = experiment.loop
-    if loop.data.task != "classification" or loop.measured is None:
+    if loop.data.targets != "labels" or loop.measured is None:
         return
     found = {f"{split}/{name}": pair for name, pair in intervals(loop.measured.confusion).items()}
     atomic.write_json(results / "intervals.json", {name: list(pair) for name, pair in found.items()})
@@ -69,43 +77,48 @@ def keep_scores(experiment: Experiment) -> Kept:
     task = experiment.loop.task
     count = task.update
 
-    def update(scores: Tensor, batch: Batch) -> None:
-        count(scores, batch)
+    def update(scores: Tensor, batch: Batch) -> Tensor:
         kept.append((batch.indices.cpu(), batch.targets.cpu(), scores.float().softmax(1).cpu()))
+        return count(scores, batch)
 
-    if experiment.loop.data.task == "classification" and experiment.machine.num_processes == 1:
+    if experiment.loop.data.targets == "labels" and experiment.machine.num_processes == 1:
         task.update = update  # type: ignore[method-assign]
     return kept
 
 
-def write_predictions(experiment: Experiment, split: str, kept: Kept, path: Path) -> None:
+def write_probabilities(experiment: Experiment, split: str, kept: Kept, path: Path) -> None:
     """Write each image's label, predicted class and probabilities; of more than 20 classes only those of these two."""
     if not kept:
         return
     data = experiment.loop.data
-    files = [file for file, _ in getattr(data.splits[split], "samples", [])]
     names = data.class_names
     all_of_them = len(names) <= 20
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "predicted", "confidence", "of_label", *(names if all_of_them else [])])
-    for index, label, values in zip(*(torch.cat(part).tolist() for part in zip(*kept, strict=True)), strict=True):
+    indices, labels, probabilities = (torch.cat(part).tolist() for part in zip(*kept, strict=True))
+    split = "train" if experiment.loop.recipe.overfit_batches else split
+    rows: list[list[object]] = [
+        ["sample", "label", "prediction", "confidence", "of_label", *(names if all_of_them else [])]
+    ]
+    for sample, label, values in zip(names_of(data, split, indices), labels, probabilities, strict=True):
         best = max(range(len(values)), key=values.__getitem__)
         numbers = [values[best], values[label], *(values if all_of_them else [])]
-        image = files[index] if files else index
-        writer.writerow([image, names[label], names[best], *(f"{number:.6f}" for number in numbers)])
-    atomic.write_text(path, text.getvalue())
+        rows.append([sample, names[label], names[best], *(f"{number:.6f}" for number in numbers)])
+    write_csv(path, rows)
 
 
 def search(
-    run: str | Path, combinations: Sequence[tuple[Sequence[str], Sequence[str]]], split: str = "val"
+    run: str | Path,
+    combinations: Sequence[tuple[Sequence[str], Sequence[str]]],
+    split: str = "val",
+    *,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> list[tuple[str, dict[str, float]]]:
     """Metrics on `split` of each combination (its changes, all its overrides) of post-processing, the best first.
 
     The network's scores are computed once. Written to eval/search.csv in the run folder.
     """
     folder, file = find(run, split)
-    configs = [load(folder, overrides) for _, overrides in combinations]
+    configs = [load(folder, overrides, config_dir=config_dir, trust=trust) for _, overrides in combinations]
     with quiet_libraries():
         alternatives = [build(cfg.postprocess) for cfg in configs[1:]]
         experiment = trained(configs[0], folder, file, alternatives=alternatives)
@@ -116,13 +129,10 @@ def search(
     names = [" ".join(changes) for changes, _ in combinations]
     ranked = sorted(zip(names, every, strict=True), key=lambda pair: -pair[1][f"{split}/miou"])
     if experiment.machine.rank == 0:
-        columns = [name for name in every[-1]]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["settings", *columns])
-        writer.writerows([name, *(metrics[column] for column in columns)] for name, metrics in ranked)
+        columns = list(every[-1])
+        rows = [[name, *(metrics[column] for column in columns)] for name, metrics in ranked]
         (folder / "eval").mkdir(exist_ok=True)
-        atomic.write_text(folder / "eval" / "search.csv", text.getvalue())
+        write_csv(folder / "eval" / "search.csv", [["settings", *columns], *rows])
         display.results(f"{split}/miou", {name: metrics[f"{split}/miou"] for name, metrics in ranked}, {}, "")
         print(f"all metrics  {folder / 'eval' / 'search.csv'}")
     return ranked
@@ -130,12 +140,10 @@ def search(
 
 def find(run: str | Path, split: str) -> tuple[Path, Path]:
     """The run's folder, and the checkpoint to evaluate. Raises ConfigError."""
-    path = Path(run)
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split must be train, val or test, got {split!r}")
-    return (path, checkpoint.best_in(path)) if path.is_dir() else (path.parent, path)
+    found = find_run(run)
+    return found.folder, found.checkpoint
 
 
 def trained(cfg: DictConfig, folder: Path, file: Path, **options: Any) -> Experiment:
@@ -167,7 +175,9 @@ def measure(experiment: Experiment, split: str) -> dict[str, float]:
     """The metrics of a split."""
     trainer, loop = experiment.trainer, experiment.loop
     if split == "train":  # unaltered, as the others
-        trainer.validate(loop, dataloaders=loop.eval_batches("train"), verbose=False)
+        where = {"device": loop.device, "rank": experiment.machine.rank, "world_size": trainer.world_size}
+        batches = EvalBatches(loop.data, "train", loop.recipe.limit_batches, **where)
+        trainer.validate(loop, dataloaders=batches, verbose=False)
         loop.metrics |= {f"train/{name[4:]}": value for name, value in loop.metrics.items() if name.startswith("val/")}
         if "val" in loop.worst:
             loop.worst["train"] = loop.worst.pop("val")

@@ -20,6 +20,7 @@ from cnn_train.config.build import build
 from cnn_train.config.load import load as load_config
 from cnn_train.errors import ConfigError, DataError, EnvError, UserError
 from cnn_train.experiment.trained import Trained, load
+from cnn_train.runs.find import find
 from cnn_train.tasks.pictures import palette
 
 SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors", "torchscript": ".torchscript.pt"}
@@ -88,6 +89,8 @@ def export(
     precision: Literal["fp32", "fp16"] = "fp32",
     count: int = 100,
     overrides: Sequence[str] = (),
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Write a run's network as a file; its path, by default RUN/export/<name>.<suffix>.
 
@@ -107,9 +110,9 @@ def export(
         )
     if form == "onnx":
         _needs_onnx()
-    model = load(run, overrides, device="cpu")
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    cfg = load_config(folder, overrides)
+    model = load(run, overrides, device="cpu", config_dir=config_dir, trust=trust)
+    folder = find(run).folder
+    cfg = load_config(folder, overrides, config_dir=config_dir, trust=trust)
     images, what = test_images(cfg, model, count)
     inside = preprocessing == "inside"
     given = images if inside else model.normalized(images)
@@ -177,9 +180,8 @@ def test_images(cfg: Any, model: Trained, count: int) -> tuple[Tensor, str]:
 
 def exported(module: Deployed, images: Tensor) -> tuple[Any, tuple[str, ...]]:
     """The program of `torch.export`, with every axis free that the network leaves free; the names of those."""
-    auto = torch.export.Dim.AUTO
     try:
-        program = torch.export.export(module, (images,), dynamic_shapes={"images": {0: auto, 2: auto, 3: auto}})
+        program = _with_free(module, images, (0, 2, 3))
     except Exception as error:
         raise ConfigError(
             f"torch.export cannot take {failing_layer(module, images)}: {' '.join(str(error).split())[:200]}; choose "
@@ -189,6 +191,17 @@ def exported(module: Deployed, images: Tensor) -> tuple[Any, tuple[str, ...]]:
     shape = node.meta["val"].shape
     free = tuple(n for n, axis in (("batch", 0), ("height", 2), ("width", 3)) if not isinstance(shape[axis], int))
     return program, free
+
+
+def _with_free(module: Deployed, images: Tensor, axes: Sequence[int]) -> Any:
+    shapes = {"images": dict.fromkeys(axes, torch.export.Dim.AUTO)}
+    try:
+        return torch.export.export(module, (images,), dynamic_shapes=shapes)
+    except Exception:
+        # Dense layers after several poolings fix the size by an equation that torch may not solve.
+        if len(axes) == 1:
+            raise
+        return _with_free(module, images, axes[:1])
 
 
 def failing_layer(module: nn.Module, images: Tensor) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
-from cnn_train.errors import EnvError
+from cnn_train.errors import ConfigError, EnvError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +30,15 @@ class Machine:
         """By the config's `trainer`; EnvError for what is not there."""
         kind = accelerator(trainer.accelerator)
         several, rank = place(os.environ)
-        return cls(kind, _devices(trainer, kind), _precision(trainer, kind), trainer.num_nodes, rank, several)
+        machine = cls(kind, _devices(trainer, kind), _precision(trainer, kind), trainer.num_nodes, rank, several)
+        started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) if several else 1
+        if several and started != machine.num_processes:
+            raise ConfigError(
+                f"the launcher started {started} processes, but trainer.devices={machine.num_devices} on "
+                f"trainer.num_nodes={machine.num_nodes} makes {machine.num_processes}; start {machine.num_devices} a "
+                f"machine on {machine.num_nodes}, or change these settings"
+            )
+        return machine
 
     @property
     def num_devices(self) -> int:

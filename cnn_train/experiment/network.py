@@ -10,12 +10,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from cnn_train.config.build import build, build_layers
+from cnn_train.config.choices import Choices
+from cnn_train.config.signatures import signature
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
 from cnn_train.experiment import weights
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.layers.norm import synchronizes
 from cnn_train.models.network import main_scores, min_size
+
+PARTS = ("norm", "act", "pool", "global_pool", "upsample", "init")  # what `layers` holds
 
 
 def build_network_and_data(
@@ -36,7 +40,7 @@ def build_network_and_data(
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
-    network = build(cfg.model, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    network = build_network(cfg, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
     least = min_size(network)
     if min(data.image_size) < least:
         if cfg.image_size is not None:
@@ -79,6 +83,26 @@ def name_of(cfg: DictConfig) -> str:
     return f"{cfg.choices.model} {inner}" if inner else cfg.choices.model
 
 
+def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
+    """The network, given what its builder takes of `num_classes`, `in_channels` and `layers`.
+
+    ConfigError if parts were chosen that it cannot be given.
+    """
+    takes = signature(cfg.model._target_)
+    network = build(cfg.model, **{k: v for k, v in given.items() if takes.open_ended or k in takes.parameters})
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model={cfg.choices.model} must build an nn.Module, got {type(network).__name__}")
+    if not takes.open_ended and "layers" not in takes.parameters:
+        defaults = Choices.find().defaults()
+        chosen = [f"{group}={cfg.choices[group]}" for group in PARTS if cfg.choices[group] != defaults[group]]
+        if chosen:
+            raise ConfigError(
+                f"{', '.join(chosen)} cannot be put into model={cfg.choices.model}, whose builder takes no `layers`; "
+                "leave it out, or give the builder that parameter"
+            )
+    return network
+
+
 def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
     """How few images a norm will ever see together in training, and what they are."""
     shares = (1 if synchronizes(network) else num_processes) * (1 if split_batches == "auto" else int(split_batches))
@@ -112,6 +136,10 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error
+    if scores.ndim > 1 and scores.size(1) != data.num_classes:
+        raise ConfigError(
+            f"{model} gives {scores.size(1)} scores, but data={cfg.choices.data} has {data.num_classes} classes"
+        )
     maps = scores.ndim == 4
     if maps != (data.task == "segmentation"):
         kind = "segmentation" if maps else "classification"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cnn_train.config.load import load as load_config
 from cnn_train.errors import ConfigError, DataError
+from cnn_train.runs.find import find
 
 if TYPE_CHECKING:  # torch comes after the config is checked
     from torch import Tensor
@@ -46,6 +47,8 @@ def predict(
     form: str = "csv",
     column: str | None = None,
     strict: bool = False,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Predict images with a run's best weights, or with an exported file; the folder of the results.
 
@@ -53,21 +56,17 @@ def predict(
     of these. Results come in the order of the input. A file that cannot be read gets a row with an error and, once all
     others are done, raises DataError; with `strict` at once.
     """
-    path = Path(run)
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
     if form not in FORMATS:
         raise ConfigError(f"format must be {' or '.join(FORMATS)}, got {form!r}")
-    folder = path if path.is_dir() else path.parent
-    if path.suffix not in (".safetensors", ".onnx"):
-        load_config(folder, overrides)  # a bad config is told before torch is imported
+    exported = Path(run).suffix in (".safetensors", ".onnx") and Path(run).is_file()
+    folder = Path(run).parent if exported else find(run).folder
+    if not exported:
+        load_config(folder, overrides, config_dir=config_dir, trust=trust)  # before torch is imported
     sources = [source] if isinstance(source, str | Path) else list(source)
     items = chosen(sources, column)
     from cnn_train.experiment.trained import load
 
-    model = load(path, overrides)
-    if model.in_channels not in (1, 3):
-        raise ConfigError(f"{path} takes images of {model.in_channels} channels; predict reads grey and RGB images")
+    model = load(run, overrides, config_dir=config_dir, trust=trust)
     results = output or folder / "predictions"
     results.mkdir(parents=True, exist_ok=True)
     describe = Segmentation(model, results) if model.task == "segmentation" else Classification(model, top)
@@ -93,7 +92,8 @@ def chosen(sources: Sequence[str | Path], column: str | None = None) -> Iterator
 
 
 def _of(source: str | Path, column: str | None) -> list[Item]:
-    from cnn_train.data.files import images_in, what_is_in
+    from cnn_train.data.decode import images_in
+    from cnn_train.data.splits import what_is_in
 
     path = Path(source)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
@@ -152,7 +152,7 @@ def write(
     from rich.console import Console
     from rich.progress import Progress
 
-    from cnn_train.data.files import num_workers
+    from cnn_train.data.disk import num_workers
 
     writer = csv.DictWriter(file, describe.columns, lineterminator="\n") if form == "csv" else None
     if writer is not None:
@@ -220,9 +220,7 @@ class Classification:
 
     def read(self, path: Path) -> "Tensor":
         """Decode an image, at the network's size."""
-        from cnn_train.data.files import read_image
-
-        return self.model.sized(read_image(path, self.model.in_channels))
+        return self.model.sized(self.model.read(path))
 
     def rows(self, batch: list[tuple[Item, "Tensor | DataError"]]) -> Iterator[dict[str, Any]]:
         import torch
@@ -265,13 +263,12 @@ class Segmentation:
 
     def read(self, path: Path) -> "Tensor":
         """Decode an image, at its own size."""
-        from cnn_train.data.files import read_image
-
-        return read_image(path, self.model.in_channels)
+        return self.model.read(path)
 
     def rows(self, batch: list[tuple[Item, "Tensor | DataError"]]) -> Iterator[dict[str, Any]]:
         from scipy.ndimage import label
 
+        from cnn_train.data.images import visible
         from cnn_train.experiment.trained import Segmented
         from cnn_train.tasks.pictures import overlay, save_labels, save_picture
 
@@ -283,7 +280,7 @@ class Segmentation:
             labels = self.model.segment(found)
             file = item.name.as_posix() + ".png"
             save_labels(labels, self.results / "masks" / file)
-            save_picture(overlay(found, labels, len(names)), self.results / "overlays" / file)
+            save_picture(overlay(visible(found), labels, len(names)), self.results / "overlays" / file)
             shares = Segmented(labels, names).shares
             regions = {name: label((labels == k).numpy())[1] if shares[name] else 0 for k, name in enumerate(names)}
             yield {

@@ -1,4 +1,7 @@
-"""Several processes that train one run, one for each device: started, told of signals, and ended together."""
+"""Several processes that train one run, one for each device: started, told of signals, and ended together.
+
+Where torchrun or srun has started them, on one machine or several, they only agree on the run's folder.
+"""
 
 import json
 import os
@@ -8,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cnn_train.errors import EnvError, UserError
+from cnn_train.experiment.hardware import Machine
 from cnn_train.runs.signals import Interrupted, handled_by
 
 GRACE = 3.0  # seconds between an error in one process and the end of the others
@@ -29,8 +35,54 @@ class ProcessFailed(UserError):
         self.exit_code = exit_code
 
 
-def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
+def is_ours() -> bool:
+    """Whether this process was started by `train`."""
+    return "CNN_TRAIN_PARENT" in os.environ
+
+
+def agreed(begin: Callable[[], tuple[Path, bool]], machine: Machine) -> tuple[Path, bool]:
+    """The folder that the first process begins, and whether it is resumed; told to the others that a launcher started.
+
+    Raises EnvError if the first does not answer.
+    """
+    if not machine.is_one_of_several:
+        return begin()
+    key = f"cnn_train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', os.environ.get('SLURM_RESTART_COUNT', '0'))}"
+    store = meeting_point(machine.rank == 0)
+    if machine.rank == 0:
+        folder, resume = begin()
+        store.set(key, json.dumps([str(folder.resolve()), resume]))
+        return folder, resume
+    try:
+        folder, resume = json.loads(store.get(key))
+    except RuntimeError as error:
+        raise EnvError(f"the first of {machine.num_processes} processes has not begun the run: {error}") from error
+    return Path(folder), resume
+
+
+def meeting_point(first: bool) -> Any:
+    """A key-value store that all processes reach: torchrun's own, or one that the first opens under SLURM."""
+    from torch.distributed import TCPStore
+
+    patience = timedelta(seconds=120)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    # Beside the port that torch.distributed takes; kept open for as long as the process lives.
+    store = TCPStore(slurm.main_address, slurm.main_port + 1, is_master=first, timeout=patience, wait_for_workers=False)
+    _stores.append(store)
+    return store
+
+
+_stores: list[Any] = []
+
+
+def train(folder: Path, count: int, words: Sequence[str] = ()) -> dict[str, float]:
     """Train the run in `folder` by `count` processes of this machine; its final metrics.
+
+    `words` are for their command lines: whether they resume, and what their config, a file to them, may name and fetch.
 
     Signals go to all of them, and they agree on the step to stop at. When one fails the others are ended, and its
     error is the one that is told. Raises ProcessFailed, EnvError or Interrupted.
@@ -50,7 +102,7 @@ def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
         try:
             port = free_port()
             for rank in range(count):
-                ranks.append(start(folder, resume, rank, count, port))
+                ranks.append(start(folder, words, rank, count, port))
             if received:  # before all were there
                 forward(received[0])
             codes = wait(ranks)
@@ -70,8 +122,8 @@ def train(folder: Path, resume: bool, count: int) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def start(folder: Path, resume: bool, rank: int, count: int, port: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "cnn_train", "worker", str(folder), *(["resume=true"] if resume else [])]
+def start(folder: Path, words: Sequence[str], rank: int, count: int, port: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-P", "-m", "cnn_train", "worker", str(folder), *words]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     place |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "CNN_TRAIN_PARENT": str(os.getpid())}
     # A session of its own: a terminal's Ctrl-C comes to us alone, and once to each.
@@ -95,7 +147,7 @@ def free_port() -> int:
 
 
 def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
-    """Wait for all, or for a first error and then a little for the others; exit codes in the order of their coming."""
+    """Wait for all, or for a first error and then a little for the others; exit codes in the order of their ends."""
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(ranks) and time.monotonic() < deadline:
@@ -109,7 +161,7 @@ def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
 
 
 def failure(codes: dict[int, int], errors: Sequence[str]) -> BaseException:
-    """The error that the others follow from: one that says what it is before a lost connection, the earliest first."""
+    """The root cause: a process with an error of its own over one that only lost its connection, then the earliest."""
     failed = {rank: code for rank, code in codes.items() if code}
     rank = min(failed, key=lambda rank: (failed[rank] == 1, list(failed).index(rank)))
     code, message = failed[rank], errors[rank]

@@ -1,8 +1,7 @@
 """What a run tells and leaves: header, tables, pictures, the smoke test."""
 
-import csv
-import io
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +14,14 @@ from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
 from cnn_train.experiment.network import name_of
 from cnn_train.layers.norm import synchronizes
-from cnn_train.runs import checkpoint
+from cnn_train.runs import checkpoint, secrets
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
+from cnn_train.text import csv_text, plain
 from cnn_train.training.batches import listens_to_batches
 from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.record import show_picture
 from cnn_train.training.loop import Loop
-from cnn_train.training.samples import sample_panel
+from cnn_train.training.samples import names_of, sample_panel
 from cnn_train.training.update import default_of
 
 
@@ -43,7 +43,7 @@ def show_header(experiment: Experiment, start: str = "") -> None:
         device = machine.accelerator
     rows = {
         "model": f"{name_of(cfg)}, {count:,} parameters",
-        "data": f"{data.name}, {sizes}; {data.num_classes} classes, {shape}",
+        "data": "; ".join([f"{data.name}, {sizes}", f"{data.num_classes} classes, {shape}", *data.notes]),
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
@@ -81,7 +81,8 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
     for name, picture in pictures.items():
         show_picture(loop, name, picture)
     settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}, "model": name_of(cfg)}
-    settings |= dict(setting.split("=", 1) for setting in cfg.settings)
+    settings |= dict(setting.partition("=")[::2] for setting in cfg.settings)  # ~KEY has no value
+    settings = secrets.masked(settings)
     final = {f"final/{name}": value for name, value in metrics.items()}
     for logger in loop.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -97,15 +98,14 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
 def describe_results(
     cfg: DictConfig, loop: Loop, folder: Path, pictures: Path, split: str, worst: dict[str, str]
 ) -> dict[str, Picture]:
-    """Write per_class.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
+    """Write per_class.csv and predictions.csv to `folder`; confusion matrix, samples and `worst` samples to `pictures`.
 
     `worst` maps splits to names of files. Returns the pictures by `split/name`.
     """
     assert loop.measured is not None
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(class_table(loop))
-    atomic.write_text(folder / "per_class.csv", text.getvalue())
+    write_csv(folder / "per_class.csv", class_table(loop))
+    write_csv(folder / "predictions.csv", sample_table(loop, split))
     count = max(cfg.callbacks.samples, 1)
     title = f"{cfg.name}, {split}"
     made = {
@@ -118,6 +118,24 @@ def describe_results(
     return made
 
 
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as a CSV file, without cells that a spreadsheet would calculate."""
+    atomic.write_text(path, csv_text(rows))
+
+
+def sample_table(loop: Loop, split: str) -> list[list[object]]:
+    """What the last evaluation found of each sample: its label, the prediction, and the share that is right."""
+    assert loop.measured is not None
+    names = loop.data.class_names
+    samples = loop.measured.samples
+    split = "train" if loop.recipe.overfit_batches else split
+    rows: list[list[object]] = [["sample", "label", "prediction", "correct"]]
+    for sample, row in zip(names_of(loop.data, split, list(samples)), samples.values(), strict=True):
+        label, prediction = ("" if value != value else names[int(value)] for value in row[:2])
+        rows.append([sample, label, prediction, f"{row[2]:.6g}"])
+    return rows
+
+
 def class_table(loop: Loop) -> list[list[str]]:
     """What was measured of each class, a row each."""
     assert loop.measured is not None
@@ -128,7 +146,7 @@ def class_table(loop: Loop) -> list[list[str]]:
 
 def markdown(rows: list[list[str]]) -> str:
     """Rows as a table of Markdown, the first as its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *([cell.replace("|", "\\|") for cell in row] for row in rows[1:])]
+    lines = [rows[0], ["---"] * len(rows[0]), *([plain(cell).replace("|", "\\|") for cell in row] for row in rows[1:])]
     return "\n".join(" | ".join(line) for line in lines) + "\n"
 
 

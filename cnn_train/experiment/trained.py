@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from cnn_train.config.build import build, build_layers
 from cnn_train.config.load import load as load_config
 from cnn_train.data.data import scale_and_shift
-from cnn_train.data.files import bring_to_size, read_image, scaled_size
+from cnn_train.data.images import Reader, bring_to_size, scaled_size
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.experiment.hardware import accelerator
+from cnn_train.experiment.network import build_network
 from cnn_train.runs import checkpoint, weights_file
+from cnn_train.runs.find import find
 from cnn_train.tasks.inference import Inference, labels_of
 
 
@@ -105,11 +107,18 @@ class Trained(nn.Module):
 
     def preprocess(self, image: Any) -> Tensor:
         """One image in any form as the network takes it: (C, H, W), normalized, on the network's device."""
-        return self.normalized(self.sized(as_image(image, self.in_channels)))
+        return self.normalized(self.sized(self.read(image)))
+
+    def read(self, image: Any) -> Tensor:
+        """One image in any form as (C, H, W) uint8; a file is read as the run's own. Raises ConfigError, DataError."""
+        if isinstance(image, str | Path):
+            return Reader.of(self.preprocessing)(image)
+        return as_image(image, self.in_channels)
 
     def sized(self, image: Tensor) -> Tensor:
         """An image (C, H, W) uint8 at the size that the network takes."""
-        return bring_to_size(image, None, self.image_size, self.preprocessing["resize"])[0]
+        own = image.size(1), image.size(2)
+        return bring_to_size(own, self.image_size, self.preprocessing["resize"]).images(image)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images of 0..255 as the network takes them."""
@@ -118,7 +127,9 @@ class Trained(nn.Module):
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities (N, K) on the CPU, of images (N, C, H, W) uint8 at the network's size."""
-        return self(self.normalized(images)).float().softmax(1).cpu()
+        scores = self(self.normalized(images)).float()
+        independent = self.preprocessing.get("targets") == "multilabels"
+        return (scores.sigmoid() if independent else scores.softmax(1)).cpu()
 
     @torch.no_grad()
     def segment(self, image: Tensor) -> Tensor:
@@ -141,7 +152,7 @@ class Trained(nn.Module):
         """
         several = not isinstance(images, str | Path | np.ndarray | Tensor) and isinstance(images, Iterable)
         several = several or (isinstance(images, Tensor) and images.ndim == 4)
-        every = [as_image(image, self.in_channels) for image in (images if several else [images])]
+        every = [self.read(image) for image in (images if several else [images])]
         found: list[Any] = []
         if self.task == "segmentation":
             found = [Segmented(self.segment(image), self.class_names) for image in every]
@@ -154,21 +165,26 @@ class Trained(nn.Module):
         return found if several else found[0]
 
 
-def load(run: str | Path, overrides: Sequence[str] = (), device: str | torch.device | None = None) -> Trained:
-    """The trained network of a run folder or a checkpoint file, with the weights that the run is judged by.
+def load(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    *,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
+) -> Trained:
+    """The trained network of a run (see `cnn_train.runs.find`), with the weights that the run is judged by.
 
     It may also be a .safetensors or .onnx file that `cnn-train export` wrote. `overrides` may choose `inference=` and
     `postprocess=`. `device` is by default the one that the run would use now. Nothing that is in the files is run.
     Raises ConfigError.
     """
     path = Path(run)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise ConfigError(f"no run folder or checkpoint at {path}; runs are in outputs/<model>/<date>_<time>_<n>")
-    if path.suffix in EXPORTED:
+    if path.suffix in EXPORTED and path.is_file():
         return EXPORTED[path.suffix](path, overrides)
-    cfg = load_config(folder, overrides)
-    file = path if path.is_file() else checkpoint.best_in(folder)
+    found = find(run)
+    file = found.checkpoint
+    cfg = load_config(found.folder, overrides, config_dir=config_dir, trust=trust)
     state = checkpoint.load(file)
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
@@ -184,7 +200,7 @@ def assemble(
     """The network of a config with these weights, which came from `file`. Raises ConfigError."""
     if how["task"] not in ("classification", "segmentation"):
         raise ConfigError(f"{file} is of a network for {how['task']}; load takes classification and segmentation")
-    network = build(cfg.model, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
+    network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
     network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
     if how["task"] == "classification":
@@ -266,12 +282,10 @@ EXPORTED = {".safetensors": from_safetensors, ".onnx": from_onnx}
 
 
 def as_image(image: Any, channels: int) -> Tensor:
-    """A path, PIL image, array (H, W[, C]) or tensor ([C,] H, W) as (channels, H, W) uint8. Raises ConfigError."""
-    if channels not in (1, 3) and not isinstance(image, Tensor):
-        raise ConfigError(f"the network takes images of {channels} channels; give tensors ({channels}, H, W)")
-    if isinstance(image, str | Path):
-        return read_image(image, channels)
+    """A PIL image, array (H, W[, C]) or tensor ([C,] H, W) as (channels, H, W) uint8. Raises ConfigError."""
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL's, which need not be imported for this
+        if channels not in (1, 3):
+            raise ConfigError(f"the network takes images of {channels} channels; give arrays (H, W, {channels})")
         image = np.array(image.convert({1: "L", 3: "RGB"}[channels]))
     if isinstance(image, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(image))

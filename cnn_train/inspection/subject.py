@@ -42,7 +42,7 @@ def describe(
     import torch
 
     choices = choices or Choices.find()
-    given = facts(choices, "data", cfg.choices.data) if with_data else {}
+    given = cfg.data.get("published") or {} if with_data else {}
     known = {"num_classes", "in_channels", "image_size"} <= given.keys()
     data = build(cfg.data) if with_data and (with_images or not known) else None
     size: int | Sequence[int]
@@ -64,12 +64,9 @@ def describe(
     return Subject(cfg.choices.model, cfg, network, num_classes, (in_channels, height, width), data)
 
 
-def facts(choices: Choices, group: str, option: str | None) -> dict[str, int]:
-    """The numbers that a YAML states among its first comments: `# facts: num_classes=10 in_channels=3 image_size=32`.
-
-    They are what its paper or its files fix, so that nothing has to be loaded to know them.
-    """
-    path = choices.path(group, option) if option else None
+def facts(choices: Choices, model: str) -> dict[str, int]:
+    """The numbers of its paper that a model's YAML states among its first comments: `# facts: image_size=299`."""
+    path = choices.path("model", model)
     lines = path.read_text(encoding="utf-8").splitlines() if path else []
     stated = next((line.removeprefix(FACTS) for line in lines if line.startswith(FACTS)), "")
     try:
@@ -94,7 +91,7 @@ def published(cfg: DictConfig, choices: Choices) -> tuple[int, int, int]:
 
     num_classes, in_channels = default("num_classes", 1000), default("in_channels", 3)
     small = in_channels == 1 or num_classes in (10, 100)
-    side = facts(choices, "model", cfg.choices.model).get("image_size", 32 if small else 224)
+    side = facts(choices, cfg.choices.model).get("image_size", 32 if small else 224)
     return num_classes, in_channels, side
 
 

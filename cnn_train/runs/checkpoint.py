@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cnn_train.atomic import create, temporary_name
 from cnn_train.errors import ConfigError, EnvError
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
@@ -21,8 +22,7 @@ def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> Non
     The temporary file lies in the same directory: a rename across file systems would be a copy. Each record of the
     archive has its checksum. What `path` held before is kept as `previous`, if given, once the new one is on disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside = path.with_name(f".{path.name}.old.tmp")
+    temporary, aside = temporary_name(path), temporary_name(path)
     try:
         needed, free = _bytes(state), shutil.disk_usage(path.parent).free
         if free < needed:
@@ -30,7 +30,7 @@ def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> Non
                 f"cannot write {path}: it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; the "
                 "checkpoint before is untouched, resume when there is room"
             )
-        with open(temporary, "wb") as file:
+        with create(temporary) as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -41,6 +41,8 @@ def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> Non
         if aside.exists():
             os.replace(aside, previous or path)
     except (OSError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # one that died meanwhile: its signal interrupts whatever is done
+            raise
         # torch reports a full disk as a RuntimeError of its zip writer.
         raise EnvError(
             f"cannot write {path}: {_reason(error)}; the checkpoint before is untouched, resume when there is room"
@@ -95,25 +97,50 @@ def _sync_directory(directory: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, running no code of it; ConfigError if missing, damaged or not plain data."""
+    """Read a checkpoint onto the CPU, running no code of it; ConfigError if missing, damaged or not plain data.
+
+    Its records must be stored as they are, as `torch.save` does, so that reading takes as long as the file is large.
+    """
     if not path.is_file():
         raise ConfigError(f"no checkpoint at {path}")
     try:
         if not zipfile.is_zipfile(path):
             raise ConfigError(f"{path} is damaged or not a checkpoint (not a zip archive)")
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise ConfigError(
+                    f"{path} has compressed records, which no checkpoint has; save it again with torch.save"
+                )
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise ConfigError(f"{path} is damaged or no checkpoint (its records are larger than the file)")
             damaged = archive.testzip()
         if damaged:
             raise ConfigError(f"{path} is damaged (checksum of {damaged} is wrong)")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(path, state)
+        return state
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"{path} is damaged or holds more than plain data: {_reason(error)}") from error
 
 
+def _check_sizes(path: Path, state: Any) -> None:
+    """Refuse tensors that repeat their memory: a few bytes could claim to be terabytes, which a copy would need."""
+    waiting, seen = [state], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            if value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
+                raise ConfigError(f"{path} has a tensor of shape {tuple(value.shape)} that the file does not hold")
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
+
+
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The state that a run goes on from, None if it has saved none; and what to tell if it is not that of last.ckpt."""
+    """The state that a run continues from, None if it has saved none; and a remark if it is not that of last.ckpt."""
     problems = []
     for path in (folder / LAST, folder / PREVIOUS):
         if path.exists():

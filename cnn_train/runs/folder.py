@@ -6,7 +6,8 @@ environment.json   versions, machine, git commit          best.ckpt, last.ckpt, 
 git.diff           uncommitted changes, if any            tensorboard/, pictures/
 log.txt            every start and end, with the traceback of an error
 
-Secrets are masked in all of them.
+Secrets are masked in all of them; in config.yaml those of the environment are `${oc.env:NAME}`, so that it still runs.
+The folder has no links in it.
 """
 
 import os
@@ -19,17 +20,18 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cnn_train.atomic import write_json, write_text
+from cnn_train.atomic import append, refuse_links, write_json, write_text
 from cnn_train.errors import EnvError
 from cnn_train.runs.git import git_state
-from cnn_train.runs.secrets import mask
+from cnn_train.runs.secrets import mask, mask_settings
 from cnn_train.runs.signals import Interrupted
+from cnn_train.text import indented
 
 PACKAGES = ("cnn-train", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
 def create(parent: Path) -> Path:
-    """Make `parent/<date>_<time>_<n>`, which no other process got: n counts up until the folder is new."""
+    """Make `parent/<date>_<time>_<n>`, with the first free n; safe when several processes start at once."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -48,16 +50,20 @@ def create(parent: Path) -> Path:
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
-    """Within: no other process trains in this folder, what a killed one left is gone, and log.txt tells how it ends.
+def in_use(folder: Path, first: bool = True) -> Iterator[None]:
+    """Hold the folder's lock, remove a killed run's leftovers, and log how the block ends, an error with its traceback.
 
-    Of an error log.txt has the traceback. Only the first of several processes does this. Raises EnvError.
+    Only the first of several processes does this. Raises EnvError if another run holds the lock, ConfigError if the
+    folder has links in it.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not first:
         yield
         return
+    refuse_links(folder)
     descriptor = _lock(folder)
     try:
+        if descriptor is None:
+            warn_of_no_lock(folder)
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         log(folder, command_line())
@@ -99,6 +105,16 @@ def _lock(folder: Path, patience: float = 8.0) -> int | None:
             return None
 
 
+def warn_of_no_lock(folder: Path) -> None:
+    """Tell, on stderr and in log.txt, that nothing keeps a second process out of this folder."""
+    if os.name != "posix":
+        return
+    text = f"the file system of {folder} has no locks: see to it that no second process trains there"
+    log(folder, f"warning: {text}")
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def is_free(folder: Path) -> bool:
     """Whether no process trains in this folder."""
     try:
@@ -111,18 +127,20 @@ def is_free(folder: Path) -> bool:
 
 
 def log(folder: Path, text: str) -> Path | None:
-    """Add to the folder's log.txt, with the time; where it was written, if it could be."""
+    """Add an entry to the folder's log.txt, with the time; its path, or None where it cannot be written.
+
+    Entries begin at the left, their further lines do not: no text can pass for an entry of its own.
+    """
     path = folder / "log.txt"
     with suppress(OSError):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {mask(text).rstrip()}\n")
+        append(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {indented(mask(text))}\n")
         return path
     return None
 
 
 def describe(folder: Path, config_yaml: str, command: str) -> None:
     """Write config, command, versions and the git state into `folder`."""
-    write_text(folder / "config.yaml", mask(config_yaml))
+    write_text(folder / "config.yaml", mask_settings(config_yaml))
     write_text(folder / "command.txt", mask(command) + "\n")
     commit, diff = git_state()
     environment = {

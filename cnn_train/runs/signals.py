@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as an exception that nothing but the program's end catches."""
+"""Signals that ask the process to end, as an exception that only `main` catches.
+
+Ctrl-C, SIGTERM, SIGUSR1 (SLURM), SIGHUP (the terminal or connection is gone) and SIGXCPU (the limit of CPU time).
+"""
 
 import signal
 import threading
@@ -6,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+NUMBERS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # Windows has the first two
+HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class Interrupted(BaseException):
@@ -19,7 +24,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within: the signals raise Interrupted where they find the program. Elsewhere than in the main thread: nothing."""
+    """Turn the signals into `Interrupted` inside the block (main thread only)."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -30,11 +35,15 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: object) -> Iterator[None]:
-    """Within: `handler` is called with a signal's number and frame."""
+    """Call `handler` with a signal's number and frame inside the block (main thread only).
+
+    SIGHUP stays ignored where it is, as under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in NUMBERS}  # type: ignore[arg-type]
+    kept = {number for number in NUMBERS if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number in NUMBERS if number not in kept}  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -44,7 +53,7 @@ def handled_by(handler: object) -> Iterator[None]:
 
 @contextmanager
 def keyboard_interrupts() -> Iterator[None]:
-    """Within: Ctrl-C is a KeyboardInterrupt, for code that catches it."""
+    """Turn Ctrl-C into a KeyboardInterrupt inside the block, for code that catches it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -26,6 +26,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from cnn_train import atomic
+from cnn_train.config.targets import grants
 from cnn_train.runs import signals
 from cnn_train.sweep.plan import Job, plan, prepare
 from cnn_train.sweep.progress import last_line, progress
@@ -34,7 +35,7 @@ from cnn_train.sweep.ranking import report
 GRACE = 20.0  # seconds that a stopped job has to save its state
 
 
-WORKER = (sys.executable, "-m", "cnn_train", "worker")  # takes a run folder
+WORKER = (sys.executable, "-P", "-m", "cnn_train", "worker")  # takes a run folder and what its config may do
 
 
 def run(overrides: Sequence[str], config_dir: str | Path | None = None, worker: Sequence[str] = WORKER) -> int:
@@ -119,7 +120,7 @@ class Runner:
         place = self.free.pop(0)
         with (job.folder / "log.txt").open("ab") as log:
             self.processes[job.number] = subprocess.Popen(
-                [*self.worker, str(job.folder)],
+                [*self.worker, str(job.folder), *grants(job.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -35,10 +35,12 @@ class Classification(Task):
         self.top5.reset()
         self.calibration.reset()
 
-    def update(self, scores: Tensor, batch: Batch) -> None:
+    def update(self, scores: Tensor, batch: Batch) -> Tensor:
         self.confusion.update(scores, batch.targets)
         self.top5.update(scores, batch.targets)
         self.calibration.update(scores, batch.targets)
+        predictions = scores.argmax(1)
+        return torch.stack([batch.targets, predictions, predictions == batch.targets], 1).double()
 
     def compute(self) -> Measured:
         confusion = self.confusion.compute().cpu()

@@ -54,12 +54,14 @@ class Segmentation(Task):
         for counts in self.counts:
             counts.reset()
 
-    def update(self, scores: Tensor, batch: Batch) -> None:
+    def update(self, scores: Tensor, batch: Batch) -> Tensor:
         counted = batch.targets != self.data.ignore_index
         # Only post-processing looks at the images.
         images = 255 * self.data.denormalize(batch.images) if any(self.postprocesses) else batch.images
         for postprocess, counts in zip(self.postprocesses, self.counts, strict=True):
             counts.update(labels_of(scores, images, postprocess, counted), batch.targets, batch.indices)
+        right = self.counts[0].right
+        return torch.stack([torch.full_like(right, math.nan)] * 2 + [right], 1)
 
     def compute(self) -> Measured:
         (metrics, table, confusion), *others = (counts.compute() for counts in self.counts)
@@ -80,6 +82,7 @@ class PixelCounts(Metric):
     image_iou: Tensor  # (samples)
     seen: Tensor  # (samples)
     worst: list[int]  # samples by their mean IoU, ascending, when last computed
+    right: Tensor  # (N) share of right pixels in each image of the last batch, float64
 
     def __init__(self, num_classes: int, ignore_index: int, samples: int):
         super().__init__()
@@ -97,6 +100,7 @@ class PixelCounts(Metric):
         image = torch.arange(number, device=labels.device).view(-1, 1, 1)
         cell = ((image * classes + targets) * classes + labels)[counted]
         each = torch.bincount(cell, minlength=number * classes**2).view(number, classes, classes)
+        self.right = each.diagonal(dim1=1, dim2=2).sum(1).double() / each.sum((1, 2))
         self.confusion += each.sum(0)
         self.boundary += boundary_counts(labels, targets, counted, classes)
         self.image_iou[indices] = class_iou(each).nanmean(1).nan_to_num(1.0).float()

@@ -17,6 +17,7 @@ class Measured:
     confusion: Tensor  # (K, K), rows true and columns predicted
     worst: list[int] | None = None  # samples from the worst on; None where samples have no metric of their own
     alternatives: list[dict[str, float]] = field(default_factory=list)  # metrics of other post-processings
+    samples: dict[int, list[float]] = field(default_factory=dict)  # by index: label, prediction, share that is right
 
 
 class Task(nn.Module):
@@ -55,8 +56,11 @@ class Task(nn.Module):
         """Forget what was counted."""
         raise NotImplementedError
 
-    def update(self, scores: Tensor, batch: Batch) -> None:
-        """Count an evaluation batch."""
+    def update(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Count an evaluation batch; label, prediction and share that is right of each sample, (N, 3) float64.
+
+        NaN where a sample has no single label.
+        """
         raise NotImplementedError
 
     def compute(self) -> Measured:

@@ -12,13 +12,17 @@ from cnn_train.training.optim import EMA
 
 
 class Evaluation:
-    """Counts batches with the averaged weights, where there are some; `leave` puts back those that are trained."""
+    """Counts batches with the averaged weights, where there are some; `leave` puts back those that are trained.
 
-    def __init__(self, network: nn.Module, task: Task, ema: EMA | None, device: torch.device):
+    What the task says of each sample is kept if there are at most `samples` of them (0: not kept).
+    """
+
+    def __init__(self, network: nn.Module, task: Task, ema: EMA | None, device: torch.device, samples: int = 0):
         self.network = network
         self.task = task
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
+        self.samples = torch.zeros(samples, 4, dtype=torch.float64, device=device)
         self._averaged = ExitStack()
         task.reset()
         if ema is not None:
@@ -29,7 +33,9 @@ class Evaluation:
         scores = self.task.infer(self.network, images)
         self.loss_sum += self.task.loss(scores, batch.targets) * len(images)
         self.count += len(images)
-        self.task.update(scores, batch)
+        judged = self.task.update(scores, batch)
+        if len(self.samples):
+            self.samples[batch.indices] = torch.cat([torch.ones_like(judged[:, :1]), judged], 1)
 
     def finish(self, sum_over_processes: Callable[[Tensor], Tensor]) -> Measured:
         """What was found, the mean loss per image among the metrics."""
@@ -37,6 +43,9 @@ class Evaluation:
         loss, count = sum_over_processes(total).tolist()
         measured = self.task.compute()
         measured.metrics = {"loss": loss / max(count, 1), **measured.metrics}
+        if len(self.samples):
+            rows = sum_over_processes(self.samples).tolist()
+            measured.samples = {index: row for index, (seen, *row) in enumerate(rows) if seen}
         self.leave()
         return measured
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cnn_train.layers.norm import NORMS
 from cnn_train.models.network import backbone_of, stages_of
+from cnn_train.training.progress import Progress
 
 NEVER = 10**9  # the epoch at which a frozen part begins to train
 
@@ -49,26 +50,23 @@ class Finetune:
         every = self.epochs_per_stage if self.trains == "gradual" else 0
         return [(count - 1 - i) * every if i >= count - trained else NEVER for i in range(count)]
 
-    def freeze(self, network: nn.Module) -> "HeldNorms | None":
-        """Let what never trains take no gradient, and hold running statistics still; None if nothing is held."""
+    def freeze(self, network: nn.Module, progress: Progress) -> None:
+        """Let what never trains take no gradient, and hold running statistics until the epoch of `progress` comes."""
         if self.is_plain:
-            return None
+            return
         parts = parts_of(network)
         starts = self.starts(len(parts))
         for part, start in zip(parts, starts, strict=True):
             if start == NEVER:
                 for parameter in part.parameters:
                     parameter.requires_grad_(False)
-        if self.frozen_norm is False:
-            return None
         held = {
-            norm: NEVER if self.frozen_norm is True else s
-            for p, s in zip(parts, starts, strict=True)
-            for norm in p.norms
+            n: NEVER if self.frozen_norm is True else s for p, s in zip(parts, starts, strict=True) for n in p.norms
         }
-        holds = HeldNorms({norm: start for norm, start in held.items() if start > 0})
-        network.register_forward_pre_hook(holds)
-        return holds
+        if self.frozen_norm is not False:
+            network.register_forward_pre_hook(
+                HeldNorms({norm: start for norm, start in held.items() if start}, progress)
+            )
 
     def groups(self, groups: Iterable[dict[str, Any]], network: nn.Module, lr: float) -> list[dict[str, Any]]:
         """Groups of an optimizer by parts, the head's first, each with its `lr` and the epoch it `starts` at."""
@@ -102,13 +100,13 @@ class Finetune:
 class HeldNorms:
     """A hook before a network's forward: norms use their running statistics, unchanged, until they start to train."""
 
-    def __init__(self, starts: dict[nn.Module, int]):
+    def __init__(self, starts: dict[nn.Module, int], progress: Progress):
         self.starts = starts
-        self.epoch = 0
+        self.progress = progress
 
     def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for norm, start in self.starts.items():
-            norm.training = network.training and self.epoch >= start
+            norm.training = network.training and self.progress.epoch >= start
 
 
 def parts_of(network: nn.Module) -> list[Part]:

@@ -69,10 +69,10 @@ class Loop(L.LightningModule):
         self.task = task
         self.data = task.data
         self.recipe = recipe
-        self.held_norms = recipe.finetune.freeze(network)
         self.best = best
         self.description = description or {}
         self.progress = Progress()
+        recipe.finetune.freeze(network, self.progress)
         self.curve = Curve()
         self.metrics: dict[str, float] = {}
         self.measured: Measured | None = None  # of the last evaluation
@@ -134,8 +134,7 @@ class Loop(L.LightningModule):
         parts = min(self.split_batches, len(images))
         if parts == 1:
             return self._backward(images, targets, 1 / group_size)
-        # The weighted sum over the parts is the batch's loss, if that is a mean over its images, in the memory of one.
-        results = []
+        results = []  # their weighted sum is the batch's loss, if that is a mean over its images
         for part, labels in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             share = len(part) / len(images)
             loss, correct, count = self._backward(part, labels, share / group_size)
@@ -181,8 +180,7 @@ class Loop(L.LightningModule):
         steps = self.recipe.overfit_batches or self.data.train_steps(self.trainer.world_size)
         if self.recipe.limit_batches is not None:
             steps = min(steps, self.recipe.limit_batches)
-        self.progress.steps_per_epoch = steps
-        self.progress.total_steps = steps * self.recipe.max_epochs
+        self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
         self.sums = Sums.zero(self.device)
         self._running = list(self.network.buffers())
@@ -212,11 +210,15 @@ class Loop(L.LightningModule):
         parts = parts_that_fit(attempt, clean, len(batch.images), weights, self._running)
         self.split_batches = int(self.over_processes(torch.tensor(parts, device=self.device), "max"))
         if self.trainer.is_global_zero and self.split_batches > 1:
-            log.warning("a batch of %d goes in %d parts: that fits in memory", self.data.batch_size, self.split_batches)
+            log.warning("a batch of %d goes in %d parts, which fits", self.data.batch_size, self.split_batches)
 
     def over_processes(self, value: Tensor, how: str = "sum") -> Tensor:
         """The sum, or the `max`, of every process's value."""
         return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value, reduce_op=how)
+
+    def all_processes(self, value: Tensor) -> Tensor:
+        """Every process's value, one after the other."""
+        return value[None] if self.trainer.world_size == 1 else self.trainer.strategy.all_gather(value)
 
     @property
     def scaler(self) -> Any:
@@ -238,8 +240,6 @@ class Loop(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.validated = False
-        if self.held_norms is not None:
-            self.held_norms.epoch = self.progress.epoch
         if self.progress.step_in_epoch == 0:
             self.sums = Sums.zero(self.device)
         if not self.listened:
@@ -313,14 +313,14 @@ class Loop(L.LightningModule):
     # State ----------------------------------------------------------------------------------------------------------
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that the continuation of training needs, as plain data and tensors."""
+        """Everything that the continuation of training needs, as plain data and tensors; all processes call it."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
-            "sums": [value.cpu() for value in self.sums.values()],
+            "sums": self.all_processes(torch.stack(self.sums.values())).cpu(),
             "metrics": dict(self.metrics),
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
             "curve": [list(point) for point in self.curve.points()],
@@ -339,7 +339,7 @@ class Loop(L.LightningModule):
             self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
-        self.sums = Sums.of(state["sums"], self.device)
+        self.sums = Sums.of(state["sums"], self.trainer.global_rank, self.trainer.world_size, self.device)
         self.metrics = dict(state["metrics"])
         self.split_batches = state["split_batches"]
         self.curve.restore(state["curve"], self.device)
@@ -355,24 +355,24 @@ class Loop(L.LightningModule):
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
-    def eval_batches(self, split: str) -> EvalBatches:
-        """This process's batches of a split, unaltered."""
-        if self.recipe.overfit_batches:
-            split = "train"
+    def _eval_batches(self, split: str) -> EvalBatches:
+        split = "train" if self.recipe.overfit_batches else split
         where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
 
     def val_dataloader(self) -> EvalBatches:
-        return self.eval_batches("val")
+        return self._eval_batches("val")
 
     def test_dataloader(self) -> EvalBatches:
-        return self.eval_batches("test")
+        return self._eval_batches("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # The data makes its batches on the device.
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation = Evaluation(self.network, self.task, self.ema, self.device)
+        fitting = self.trainer.state.fn == "fit"
+        samples = 0 if fitting else max(map(self.data.size, self.data.splits))
+        self.evaluation = Evaluation(self.network, self.task, self.ema, self.device, samples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self.evaluation is not None

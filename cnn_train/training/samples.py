@@ -1,12 +1,21 @@
-"""Pictures of a network's predictions."""
+"""Samples by name, and pictures of predictions for them."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from cnn_train.analysis.modules import in_mode
+from cnn_train.data.data import Data
 from cnn_train.tasks.pictures import Picture
 from cnn_train.training.loop import Loop
+
+
+def names_of(data: Data, split: str, samples: Sequence[int]) -> list[Any]:
+    """The files of samples, or their indices where the data has no files."""
+    files = getattr(data.splits[split], "samples", None)
+    return list(samples) if files is None else [str(files[index][0]) for index in samples]
 
 
 @torch.no_grad()

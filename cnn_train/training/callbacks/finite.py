@@ -16,6 +16,7 @@ from cnn_train.errors import DivergedError
 from cnn_train.runs import checkpoint
 from cnn_train.training.loop import Callback, Loop
 from cnn_train.training.progress import Sums
+from cnn_train.training.samples import names_of
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ MOST = 10  # steps in a row that may be skipped, and times to go back
 class NotFinite(Callback):
     """At a step whose loss or gradient is not finite: `stop` with DivergedError, `skip` its update, or `rollback`.
 
-    A rollback takes the weights and the whole state of the last checkpoint, and goes on with the batches that follow
+    A rollback takes the weights and the whole state of the last checkpoint, and continues with the batches that follow
     the bad one, as PaLM's training did (Chowdhery et al. 2022, section 5.1). Each such step is run again to name the
     first layer whose output or gradient was not finite; not_finite.json has the samples of its batch.
     """
@@ -69,7 +70,7 @@ class NotFinite(Callback):
         )
 
     def _go_back(self, loop: Loop) -> int | None:
-        """Take the state of the last checkpoint, but go on with the batches that come now; its step."""
+        """Take the state of the last checkpoint, but continue with the batches that come now; its step."""
         state, _ = checkpoint.load_newest(self.folder)
         if state is None:
             return None
@@ -126,14 +127,8 @@ def examine(loop: Loop, step: int) -> dict[str, Any]:
         "learning_rate": loop.optimizer.param_groups[0]["lr"],
         "where": f"first not finite: {watch.first}" if watch.first else "it was finite when run again",
         "losses_before": loop.curve.losses[-5:],
-        "samples": names_of(loop, samples),
+        "samples": names_of(loop.data, "train", samples),
     }
-
-
-def names_of(loop: Loop, samples: list[int]) -> list[Any]:
-    """The files of training samples, or their indices where the data has no files."""
-    files = getattr(loop.data.splits["train"], "samples", None)
-    return samples if files is None else [str(files[index][0]) for index in samples]
 
 
 class Watch:

@@ -2,14 +2,16 @@
 
 import csv
 import io
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from cnn_train.atomic import write_text
+from cnn_train.atomic import write_json, write_text
 from cnn_train.tasks.pictures import Picture
 from cnn_train.training.loop import Callback, Loop
 from cnn_train.training.samples import sample_panel
@@ -44,6 +46,64 @@ class MetricsFile(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
+
+
+class Cost(Callback):
+    """cost.json: seconds of training with and without validation, seconds per step, peak memory, parameters.
+
+    Times are those of all starts of a run together.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.step_seconds = 0.0
+        self._stepping = False
+
+    def setup(self, trainer: L.Trainer, loop: Any, stage: str) -> None:
+        self.path = Path(trainer.default_root_dir) / "cost.json"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "step_seconds": self.step_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, loop: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, loop: Any) -> None:
+        self._epoch, self._stepping = time.monotonic(), True
+
+    def on_validation_start(self, trainer: L.Trainer, loop: Any) -> None:
+        self._stop()
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        self._stop()
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self._since = now
+
+    def _stop(self) -> None:
+        if self._stepping:
+            self.step_seconds += time.monotonic() - self._epoch
+            self._stepping = False
+
+    def on_fit_end(self, trainer: L.Trainer, loop: Any) -> None:
+        if trainer.is_global_zero:
+            per_step = self.step_seconds / max(loop.progress.step, 1)
+            parameters = sum(p.numel() for p in loop.network.parameters())
+            cost = {"seconds": self.seconds, "seconds_per_step": per_step, "parameters": parameters}
+            write_json(self.path, {**cost, "peak_memory_bytes": peak_memory(loop.device)})
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory that this process has held, in bytes: of the GPU it trains on, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Curves(Callback):

@@ -1,0 +1,300 @@
+"""Splits in files: checked before training, and read by workers batch after batch."""
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cnn_train.data.augment import Augment, PerSample, apply, split_stages
+from cnn_train.data.boxes import pack_boxes
+from cnn_train.data.cache import cache_folder, keep, remember
+from cnn_train.data.data import InMemory, Source, channel_histograms, counts, histogram_statistics
+from cnn_train.data.images import Reader, Survey, bring_to_size, look_at
+from cnn_train.data.shm import check_shared_memory
+from cnn_train.data.targets import TargetSpec
+from cnn_train.errors import DataError
+
+LISTED = 20  # bad files that are named on the terminal
+SHOWN_FROM = 200  # files whose check shows its progress
+
+log = logging.getLogger(__name__)
+
+
+class ReadMask(Protocol):
+    def __call__(self, path: str) -> Tensor:
+        """Label map (H, W) uint8 of a mask's file."""
+        ...
+
+
+@dataclass
+class OnDisk:
+    """A split in files: `samples` are an image's path and its target.
+
+    The target is a class number, numbers for multi-labels, a mask's path that `read_mask` reads, or boxes (n, 6).
+    Workers decode and bring to size, in training by `augments`, otherwise as `how` says (see `bring_to_size`).
+    """
+
+    samples: list[tuple[str, Any]]
+    size: tuple[int, int]
+    how: str
+    reader: Reader
+    spec: TargetSpec
+    read_mask: ReadMask | None = None
+    augments: list[PerSample] = field(default_factory=list)
+    workers: int = 0
+    one_size: bool = True  # whether images that are left as they are can make a batch
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        boxes = [len(target) for _, target in self.samples] if self.spec.kind == "boxes" else []
+        self._most_boxes = max(boxes, default=0)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, index: int, epoch: int | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Image (C, H, W) uint8 and target of one sample, as in an epoch, or unaltered."""
+        path, raw = self.samples[index]
+        image, target = self.reader(path), self._target(raw)
+        own = image.size(1), image.size(2)
+        if self.spec.kind == "maps" and target.shape != own:
+            raise DataError(sizes_differ(path, raw, own, tuple(target.shape)))
+        augments = [] if epoch is None else self.augments
+        if own != self.size and not any(augment.brings_to_size for augment in augments):
+            image, target = apply(bring_to_size(own, self.size, self.how), image, target, self.spec)
+        for augment in augments:
+            image, target = augment.one(image, target, self.size, index, epoch or 0, seed, self.spec)
+        return image.contiguous(), target.contiguous()
+
+    def _target(self, raw: Any) -> Tensor:
+        if self.spec.kind == "maps":
+            assert self.read_mask is not None
+            return self.read_mask(raw)
+        if self.spec.kind == "boxes":
+            return pack_boxes([raw], self._most_boxes)[0]
+        return torch.tensor(raw)
+
+    def batches(
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in self._loaded(_Samples(self, epoch, seed), indices, _stack, device):
+            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def _loaded(
+        self, samples: Dataset, indices: Sequence[Tensor], join: Callable[[list[Any]], Any], device: torch.device
+    ) -> Iterator[Any]:
+        """What workers make of the samples at each index tensor, joined; DataError of the first that fails."""
+        workers = min(self.workers, len(indices))
+        if workers:
+            pixels = self.reader.num_channels * self.size[0] * self.size[1]
+            check_shared_memory(workers, max(map(len, indices)) * pixels)
+            import torchvision.transforms.v2  # noqa: F401  here once, not for seconds in each new worker
+        loader: Any = DataLoader(
+            samples,
+            batch_sampler=[index.tolist() for index in indices],
+            num_workers=workers,
+            collate_fn=_Joined(join),
+            pin_memory=torch.device(device).type == "cuda",
+            generator=torch.Generator(),  # so that the global one is not used
+        )
+        batches = iter(loader)
+        try:
+            for made in batches:
+                if isinstance(made, DataError):
+                    raise made
+                yield made
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker was killed, usually for memory; try data.workers={self.workers // 2} or a smaller "
+                "data.batch_size"
+            ) from error
+        finally:
+            # The workers end now, not when the garbage is collected, perhaps in a child that inherited it.
+            del batches
+
+    def augmented(self, augment: Augment | None) -> tuple[Source, Augment | None]:
+        first, rest = split_stages(augment)
+        if self.how == "own" and not self.one_size and not any(part.brings_to_size for part in first):
+            raise DataError(
+                "data.resize=own leaves the training images in different sizes; choose augment=scale_crop_flip, which "
+                "crops them, or data.resize=pad"
+            )
+        return replace(self, augments=first), rest
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.samples]
+
+    def in_memory(self) -> InMemory:
+        """The split decoded at once, unaltered."""
+        if self.how == "own" and not self.one_size:
+            raise DataError("data.resize=own leaves images in different sizes; choose data.in_memory=false")
+        every = torch.arange(len(self)).split(256)
+        images, targets = zip(*self.batches(every, None, 0, torch.device("cpu")), strict=True)
+        return InMemory(torch.cat(images), torch.cat(targets), self)
+
+    def statistics(self, most: int = 1000) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel (C), of values in [0, 1]; from `most` images evenly spread.
+
+        Padding does not count. They are computed once for the same files and settings.
+        """
+        chosen = torch.linspace(0, len(self) - 1, min(most, len(self))).round().long().split(64)
+
+        def compute() -> list[list[float]]:
+            loaded = self._loaded(_Histograms(self), chosen, _sum, torch.device("cpu"))
+            return [
+                values.tolist() for values in histogram_statistics(sum(loaded, torch.zeros(1, 1, dtype=torch.int64)))
+            ]
+
+        files = [path for path, _ in self.samples]
+        settings = f"{self.size} {self.how} {self.reader}"
+        mean, std = remember(self.cache_dir, "statistics", files, settings, compute)
+        return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        """Samples, boxes, or pixels of the masks as they are stored, of each class (K)."""
+        if self.read_mask is not None:
+            return sum((counts(self.read_mask(path), num_classes) for _, path in self.samples), torch.zeros(1).long())
+        targets = [raw for _, raw in self.samples]
+        return counts(torch.cat(targets)[None] if self.spec.kind == "boxes" else torch.tensor(targets), num_classes)
+
+
+class _Samples(Dataset):
+    def __init__(self, source: OnDisk, epoch: int | None, seed: int):
+        self.source, self.epoch, self.seed = source, epoch, seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
+        try:
+            return self.source.load(index, self.epoch, self.seed)
+        except DataError as error:
+            # Returned, not raised: a worker would bury the message in its traceback.
+            return DataError(str(error))
+
+
+class _Histograms(Dataset):
+    """How often each value occurs in an image of the size of training (C, 256), padding left out."""
+
+    def __init__(self, source: OnDisk):
+        self.source = source
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        source = self.source
+        try:
+            image = source.reader(source.samples[index][0])
+        except DataError as error:
+            return DataError(str(error))
+        move = bring_to_size((image.size(1), image.size(2)), source.size, "crop" if source.how == "own" else source.how)
+        if source.how == "pad":
+            move = replace(move, border=(0, 0, 0, 0))
+        return channel_histograms(move.images(image)[None])
+
+
+class _Joined:
+    """Joins the samples of a batch, or gives the first error among them."""
+
+    def __init__(self, join: Callable[[list[Any]], Any]):
+        self.join = join
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return next((sample for sample in samples if isinstance(sample, DataError)), None) or self.join(samples)
+
+
+def _stack(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(targets)
+
+
+def _sum(histograms: list[Tensor]) -> Tensor:
+    return torch.stack(histograms).sum(0)
+
+
+def num_workers(workers: int | None) -> int:
+    """What a config says, or as many as there are cores, 8 at most."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def as_sources(splits: Mapping[str, list[tuple[str, Any]]], common: OnDisk, in_memory: bool) -> dict[str, Source]:
+    """The splits as sources like `common`."""
+    on_disk = {split: replace(common, samples=samples) for split, samples in splits.items()}
+    return {split: source.in_memory() if in_memory else source for split, source in on_disk.items()}
+
+
+# -- Checking ----------------------------------------------------------------------------------------------------------
+
+
+def check_files(check: Callable[[Any], Any], items: Sequence[Any], workers: int, cache_dir: str | None) -> list[Any]:
+    """`check` of every item, in threads; DataError that lists those that fail.
+
+    The first 20 are named in the error, and all of them in a file of the cache whose path it says.
+    """
+
+    def safe(item: Any) -> Any:
+        try:
+            return check(item)
+        except DataError as error:
+            return error
+
+    silent = len(items) < SHOWN_FROM or not sys.stderr.isatty()
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        done = pool.map(safe, items)
+        console = Console(stderr=True)
+        results = list(track(done, "check files", len(items), console=console, disable=silent, transient=True))
+    faults = [str(result) for result in results if isinstance(result, DataError)]
+    if not faults:
+        return results
+    if len(faults) == 1:
+        raise DataError(faults[0])
+    text = "\n".join(faults) + "\n"
+    path = cache_folder(cache_dir) / f"faults_{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
+    keep(path, text.encode())
+    where = f"; all are listed in {path}" if len(faults) > LISTED and path.exists() else ""
+    error = DataError(f"{faults[0]} (and {len(faults) - 1} more{where})")
+    for fault in faults[1:LISTED]:
+        error.add_note(fault)
+    raise error
+
+
+def survey(paths: Sequence[str], max_pixels: int, workers: int, decode: bool, cache_dir: str | None) -> Survey:
+    """What the files hold, looked at once and remembered.
+
+    `decode` decodes every file; otherwise only headers are read, of at most 1,000 files, and values that are not of 8
+    bits. DataError names the files that cannot be read.
+    """
+    chosen = list(paths) if decode else list(paths[:: max(len(paths) // 1000, 1)])
+
+    def compute() -> dict[str, Any]:
+        found = Survey()
+        looked = check_files(lambda path: look_at(path, max_pixels, decode), chosen, workers, cache_dir)
+        for path, (header, extremes) in zip(chosen, looked, strict=True):
+            found.add(path, header, extremes)
+        return found.plain()
+
+    return Survey.of_plain(remember(cache_dir, "survey", chosen, f"{max_pixels} {decode}", compute))
+
+
+def sizes_differ(image: str, mask: str, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> str:
+    sizes = ["x".join(map(str, size)) for size in (image_size, mask_size)]
+    return f"{image} is {sizes[0]} (height x width) but its mask {mask} is {sizes[1]}; they must be of one size"
+
+
+def warn_of_absent(counts: Mapping[str, Sequence[int]], class_names: Sequence[str], unit: str) -> None:
+    """Log the classes of which a split holds nothing: their score would be empty."""
+    for split, numbers in counts.items():
+        absent = [name for name, number in zip(class_names, numbers, strict=True) if not number]
+        if absent:
+            few = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+            log.warning("the %s split has no %s of %d class(es): %s", split, unit, len(absent), few)
