@@ -28,7 +28,7 @@ WAYS = {
 }
 
 # Images of each class to train on, and epochs.
-BUDGETS = ((10, 10), (10, 40), (100, 3), (100, 20))
+BUDGETS = ((10, 40), (100, 3), (100, 20))
 
 
 def write(root: Path, classes: range, per_class: int) -> None:

@@ -208,6 +208,23 @@ def test_weights_of_another_network_are_refused_with_its_name(monkeypatch):
             load_weights(builder("resnet18")(), other.state_dict(), "a.pth")
 
 
+def test_the_head_of_a_run_on_other_classes_is_taken_class_by_class(resnet):
+    network = builder("resnet18")(**NARROW)
+    before = network.fc.weight.clone()
+    names = ["cat", "dog", "cow", "hen", "pig"]
+    report = load_weights(network, resnet.state_dict(), "a run", classes=(names, ["owl", "cow", "cat", "fox", "bee"]))
+    assert torch.equal(network.fc.weight[[1, 2]], resnet.fc.weight[[2, 0]])
+    assert torch.equal(network.fc.weight[[0, 3, 4]], before[[0, 3, 4]])
+    assert {row.how for row in report.of("adapted")} == {"2 of 5 classes by name, the others fresh"}
+    network = builder("resnet18")(**NARROW)
+    before = network.fc.weight.clone()
+    report = load_weights(network, resnet.state_dict(), "a run", classes=(names, list("abcde")))
+    assert torch.equal(network.fc.weight, before) and [row.name for row in report.of("fresh")] == [
+        "fc.weight",
+        "fc.bias",
+    ]
+
+
 # -- Names -----------------------------------------------------------------------------------------------
 
 OURS = (

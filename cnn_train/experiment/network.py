@@ -52,7 +52,7 @@ def build_network_and_data(
     data, taken_over = preprocessed(data, cfg, how, whose="run" if saved is not None else "weights")
     check_fit(network, data, cfg, num_processes)
     if start is not None:
-        report = weights.start_from(start, network, cfg)
+        report = weights.start_from(start, network, cfg, data.class_names)
         if tells:
             weights.tell(start, report, data, taken_over, folder)
     elif layers.needs_images and saved is None:

@@ -1,7 +1,7 @@
 """The weights that a run starts from: found by name or path, read, adapted to the network, and told in one table."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,11 @@ def find(cfg: DictConfig) -> Start | None:
     return Start(given.title, file, {name: value for name, value in known.items() if value is not None})
 
 
-def start_from(start: Start, network: nn.Module, cfg: DictConfig) -> Report:
+def start_from(start: Start, network: nn.Module, cfg: DictConfig, class_names: Sequence[str]) -> Report:
     """Load the weights into the network, adapted where they have to be."""
-    return load_weights(network, start.file.tensors, start.title, paper_eps(cfg))
+    trained_on = start.file.class_names
+    classes = None if trained_on is None else (trained_on, class_names)
+    return load_weights(network, start.file.tensors, start.title, paper_eps(cfg), classes)
 
 
 def paper_eps(cfg: DictConfig) -> float:

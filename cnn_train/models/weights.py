@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Literal
@@ -61,13 +61,20 @@ class Report:
         return text.getvalue()
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: object, norm_eps: float = 1e-5) -> Report:
+def load_weights(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    source: object,
+    norm_eps: float = 1e-5,
+    classes: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> Report:
     """Load a state_dict that came from `source`; layers whose shape differs (another head) keep their start.
 
     An encoder also takes the weights of its classification network, and a dense layer turned into a convolution those
     of the dense one. The first convolution is folded to the number of channels that the images have, and batch norm,
-    with `norm_eps`, into the convolution before it where the network has no norms. Raises ConfigError if fewer than
-    half of the network's kernels, and of the file's, are found.
+    with `norm_eps`, into the convolution before it where the network has no norms. `classes` are the names of the
+    file's and of the network's classes: where they differ, the last layer takes those of the same name. Raises
+    ConfigError if fewer than half of the network's kernels, or of its encoder's, are found.
     """
     own = network.state_dict()
     state = without_prefix(from_old_torchvision(dict(state)), network, own)
@@ -76,6 +83,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: object
     if lost:
         report.notes.append(f"{len(lost)} batch norms follow no convolution and are lost: {_some(lost)}")
     stem = next((f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
+    head = last_layer(network) if classes is not None and list(classes[0]) != list(classes[1]) else set()
     fitting: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, weight in own.items():
@@ -85,10 +93,13 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: object
             report.rows.append(Row(name, tuple(weight.shape), "fresh", "not in the file"))
             continue
         used.add(theirs)
-        adapted, how = adapt(given, weight, name == stem)
+        if classes is not None and name in head and given.shape[:1] == (len(classes[0]),):
+            adapted, how = by_class(given, weight, *classes)
+        else:
+            adapted, how = adapt(given, weight, name == stem)
         if adapted is None:
             shape = "x".join(map(str, given.shape))
-            report.rows.append(Row(name, tuple(weight.shape), "fresh", f"{shape} in the file"))
+            report.rows.append(Row(name, tuple(weight.shape), "fresh", how or f"{shape} in the file"))
             continue
         fitting[name] = adapted
         how = how or ("batch norm folded into the convolution" if theirs in folded else "")
@@ -137,6 +148,25 @@ def adapt(given: Tensor, weight: Tensor, is_stem: bool) -> tuple[Tensor | None, 
         how = f"folded from {given.size(1)} to {weight.size(1)} channels"
         given = fold(given, weight.size(1))
     return (given, how) if given.shape == weight.shape else (None, "")
+
+
+def last_layer(network: nn.Module) -> set[str]:
+    """The names of the tensors of the last convolution or dense layer, and of those of auxiliary classifiers."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    ends = {layers[-1], *(name for name in layers if name.startswith("aux"))} if layers else set()
+    return {f"{name}.{part}" for name in ends for part in ("weight", "bias")}
+
+
+def by_class(given: Tensor, weight: Tensor, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Tensor | None, str]:
+    """The rows (K, ...) of a last layer for other classes: those of the same name, the others as they start."""
+    common = [name for name in ours if name in theirs]
+    if not common or given.shape[1:] != weight.shape[1:] or weight.size(0) != len(ours):
+        return None, "of other classes in the file"
+    rows = weight.clone()
+    for index, name in enumerate(ours):
+        if name in theirs:
+            rows[index] = given[list(theirs).index(name)]
+    return rows, f"{len(common)} of {len(ours)} classes by name, the others fresh"
 
 
 def check_enough(

@@ -9,7 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ class WeightsFile:
     tensors: dict[str, Tensor]
     kind: str
     preprocessing: Mapping[str, Any] | None = None
+    class_names: Sequence[str] | None = None
 
 
 def read(path: Path) -> WeightsFile:
@@ -65,7 +66,9 @@ def read(path: Path) -> WeightsFile:
         return _safetensors(path)
     state = _unpickled(path, beginning)
     if isinstance(state, Mapping) and isinstance(state.get("network"), Mapping):
-        return WeightsFile(checkpoint.evaluated_weights(dict(state)), "a run", state.get("preprocessing"))
+        return WeightsFile(
+            checkpoint.evaluated_weights(dict(state)), "a run", state.get("preprocessing"), state.get("class_names")
+        )
     for place in PLACES:
         if isinstance(state, Mapping) and isinstance(state.get(place), Mapping):
             return WeightsFile(_tensors(state[place], path), f"{place} of a checkpoint")
