@@ -132,12 +132,12 @@ def test_the_command(run, tmp_path, capsys):
     ("line", "norm"),
     [
         (["model=unet", "model.width=4"], "bn"),
-        (["model=deeplabv3"], "gn"),
+        pytest.param(["model=deeplabv3"], "gn", marks=pytest.mark.slow),
         pytest.param(["model=unet", "model.width=4"], "gn", marks=pytest.mark.slow),
         pytest.param(["model=deeplabv3"], "bn", marks=pytest.mark.slow),
     ],
 )
-def test_segmentation_networks_are_free_in_batch_and_size(line, norm, tmp_path):
+def test_segmentation_networks_are_free_in_batch_and_size(line, norm):
     from cnn_train.config.build import build, build_layers
 
     cfg = compose([*line, f"norm={norm}"])
@@ -161,11 +161,31 @@ def test_segmentation_networks_are_free_in_batch_and_size(line, norm, tmp_path):
         with torch.no_grad():
             scores = network(model.normalized(images))
             assert torch.equal(program.module()(images), scores.argmax(1))
-    outside = Deployed(model, inside=False, half=False)
-    exporting.write_onnx(outside, model.normalized(images), tmp_path / "a.onnx", {"class_names": ["a"]})
-    with torch.no_grad():
-        found = exporting.read_onnx(tmp_path / "a.onnx", outside)(model.normalized(images))
-    torch.testing.assert_close(found, scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [["model=unet", "model.width=4"], ["model=deeplabv3", "norm=gn"]])
+def test_segmentation_by_onnxruntime_at_two_sizes(line, tmp_path):
+    from cnn_train.config.build import build, build_layers
+
+    cfg = compose(line)
+    torch.manual_seed(0)
+    network = build(cfg.model, num_classes=3, in_channels=1, layers=build_layers(cfg)).eval()
+    how = {
+        "task": "segmentation",
+        "image_size": [32, 32],
+        "resize": "own",
+        "in_channels": 1,
+        "mean": [0.5],
+        "std": [0.25],
+    }
+    module = Deployed(Trained(network, ["a", "b", "c"], how), inside=False, half=False)
+    exporting.write_onnx(module, torch.randn(2, 1, 32, 32), tmp_path / "a.onnx", {"class_names": ["a"]})
+    answer = exporting.read_onnx(tmp_path / "a.onnx", module)
+    for size in ((32, 32), (48, 80)):
+        images = torch.randn(3, 1, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(images), network(images), atol=1e-4, rtol=0)
 
 
 def test_what_cannot_be_exported_names_the_layer():
