@@ -99,13 +99,17 @@ class Composer:
             raise ConfigError(f"{line_of(override)}: a group cannot be left out; choose {hint}")
         if value is None and group in ("experiment", "debug"):
             return f"{group}=null"
-        if isinstance(value, list) and group in NAMED_NODES and not set(map(str, value)) - set(options):
+        if isinstance(value, list) and group in NAMED_NODES and set(map(str, value)) <= set(options):
             return f"{group}={as_choice(value)}"
+        if isinstance(value, list) and group in NAMED_NODES:  # the first of several that there is not
+            value = next(option for option in value if str(option) not in options)
         name = str(value).lower() if isinstance(value, bool) else str(value)
         if isinstance(value, (list, dict)) or name not in options:
             if "/" in name and (".." in name.split("/") or name.startswith("/")):
                 raise _error(f"{line_of(override)}: a choice is a name in conf/{group}, not a path", parsed)
-            error, guess = self.choices.no_such(group, name if isinstance(value, list | dict) else value_of(override))
+            error, guess = self.choices.no_such(
+                group, name if isinstance(value, list | dict) or group in NAMED_NODES else value_of(override)
+            )
             raise with_try(error, parsed, {line_of(override): f"{group}={guess}"} if guess else None)
         if override.package:
             return line_of(override)
