@@ -59,7 +59,8 @@ class Composer:
         groups = [override for override in parsed if self.is_group(override)]
         selected = [self._selection(override, parsed) for override in groups]
         config, choices = deepcopy(self._compose_groups(tuple(line for line in selected if line)))
-        if config.name is None:
+        unnamed = config.name is None
+        if unnamed:
             config.name = choices["model"]
         with open_dict(config):
             config.config_dir = str(self.choices.dirs[1]) if len(self.choices.dirs) > 1 else None
@@ -68,6 +69,8 @@ class Composer:
         apply(config, settings, parsed)
         with open_dict(config):
             config.settings = [line_of(override) for override in settings]
+        if unnamed and config.name == choices["model"] and (config.model or {}).get("name"):
+            config.name = re.sub(r"[^\w.-]", "_", str(config.model.name))  # a network of a library
         return check(_in_order(config))
 
     def _several_values(self, override: Override, parsed: Sequence[Override]) -> ConfigError:

@@ -162,8 +162,7 @@ class Data:
         train, self.augment = data_set.splits["train"].augmented(augment)
         self.splits: dict[str, Source] = {**data_set.splits, "train": train}
         self.drop_last = drop_last and len(train) >= batch_size
-        self.mean, self.std = self._normalization(mean, std)
-        self._scale, self._shift = scale_and_shift(self.mean, self.std)
+        self.normalize_by(*self._normalization(mean, std))
 
     @property
     def targets(self) -> Targets:
@@ -188,6 +187,11 @@ class Data:
                     f"data.{name} has {len(given)} numbers for {self.in_channels} channels; give one for each"
                 )
         return list(mean), [max(value, 1e-6) for value in std]
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these for each channel from now on, of values in [0, 1]: those of other data, or of weights."""
+        self.mean, self.std = list(mean), list(std)
+        self._scale, self._shift = scale_and_shift(self.mean, self.std)
 
     def size(self, split: str) -> int:
         """Number of samples."""

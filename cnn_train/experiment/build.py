@@ -53,7 +53,9 @@ def prepare(
     **options: Any,
 ) -> Experiment:
     """Build everything of a config. `saved` is the state that training continues from; `options` are the task's."""
-    network, data = build_network_and_data(cfg, machine.num_processes)
+    network, data = build_network_and_data(
+        cfg, machine.num_processes, saved=saved, folder=folder, tells=machine.rank == 0
+    )
     loop = build_loop(cfg, machine, network, data, **options)
     check_monitors(callbacks, loop.task)
     loggers = build_loggers(cfg, folder, saved)

@@ -72,6 +72,7 @@ class Loop(L.LightningModule):
         self.best = best
         self.description = description or {}
         self.progress = Progress()
+        recipe.finetune.freeze(network, self.progress)
         self.curve = Curve()
         self.metrics: dict[str, float] = {}
         self.measured: Measured | None = None  # of the last evaluation
@@ -103,7 +104,7 @@ class Loop(L.LightningModule):
         finite = True
         if last_of_group:
             factor = recipe.factor(progress.step - position % accumulate, progress.steps_per_epoch)
-            lr = self.update.set_learning_rate(factor)
+            lr = self.update.set_learning_rate(factor, progress.epoch)
             if self.listened:
                 call._call_callback_hooks(self.trainer, "on_before_optimizer_step", self.optimizer)
             norm, finite = self.update(loss)
@@ -355,8 +356,7 @@ class Loop(L.LightningModule):
     # Evaluation -----------------------------------------------------------------------------------------------------
 
     def _eval_batches(self, split: str) -> EvalBatches:
-        if self.recipe.overfit_batches:
-            split = "train"
+        split = "train" if self.recipe.overfit_batches else split
         where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
 
