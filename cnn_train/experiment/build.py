@@ -22,15 +22,20 @@ from cnn_train.experiment.trainer import build_trainer
 from cnn_train.models.network import backbone_of
 from cnn_train.runs import secrets
 from cnn_train.runs.metrics import lower_is_better
+from cnn_train.tasks.class_weights import class_weights_from_counts, positive_weights_from_counts
 from cnn_train.tasks.classification import Classification
-from cnn_train.tasks.losses import class_weights_from_counts
+from cnn_train.tasks.multilabel import MultiLabel
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Task
 from cnn_train.training.loop import Loop
 from cnn_train.training.progress import Best
 from cnn_train.training.recipe import Recipe
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "segmentation": Segmentation,
+}
 
 
 @dataclass
@@ -82,10 +87,12 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
 
 def build_task(cfg: DictConfig, data: Data, aux_weight: float = 0.0, **options: Any) -> Task:
     """The loss and the metrics for the data's kind of task."""
-    weights = cfg.loss.get("class_weights")
-    if weights == "auto":
-        weights = class_weights_from_counts(data.class_counts("train")).tolist()
-    given = {} if "class_weights" not in cfg.loss else {"class_weights": weights}
+    given = {}
+    if cfg.loss.get("class_weights") == "auto":
+        given["class_weights"] = class_weights_from_counts(data.class_counts("train")).tolist()
+    if cfg.loss.get("positive_weights") == "auto":
+        counts, images = data.class_counts("train"), data.size("train")
+        given["positive_weights"] = positive_weights_from_counts(counts, images).tolist()
     loss = build(cfg.loss, num_classes=data.num_classes, ignore_index=data.ignore_index, **given)
     return TASKS[data.task](loss, data, aux_weight, **evaluation_parts(cfg, data), **options)
 

@@ -31,6 +31,8 @@ def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool, changed_d
         start = restore(saved, experiment, changed_data) if resume else ""
         if machine.rank == 0 and (table := experiment.loop.data.split_table()) is not None:
             atomic.write_text(folder / "splits.csv", table)
+        if machine.rank == 0 and (table := experiment.loop.data.skipped_table()) is not None:
+            atomic.write_text(folder / "skipped.csv", table)
         show_header(experiment, start)
 
         checkpoints = next(callback for callback in callbacks if isinstance(callback, Checkpoints))

@@ -15,6 +15,7 @@ from cnn_train.experiment.build import Experiment
 from cnn_train.experiment.network import name_of
 from cnn_train.layers.norm import synchronizes
 from cnn_train.runs import checkpoint, secrets
+from cnn_train.tasks.class_weights import weights_in_words
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.text import csv_text, plain
 from cnn_train.training.batches import listens_to_batches
@@ -47,6 +48,8 @@ def show_header(experiment: Experiment, start: str = "") -> None:
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
+    if weights := weights_in_words(loop.task.loss, data.class_names):
+        rows["weights"] = "; ".join(weights)
     if rates := loop.recipe.finetune.describe(loop.network, default_of(loop.recipe.optimizer, "lr")):
         rows["rates"] = rates
     if synchronizes(loop.network) and machine.num_processes == 1:

@@ -1,6 +1,7 @@
 """What a kind of task says of a network's outputs: their loss, what counts as right, metrics, pictures."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,6 +63,16 @@ class Task(nn.Module):
         NaN where a sample has no single label.
         """
         raise NotImplementedError
+
+    def choose(self) -> None:
+        """Choose by the validation split, which has been counted, what predictions need, as thresholds."""
+
+    def chosen(self) -> dict[str, Any]:
+        """What `choose` chose, as plain data for a checkpoint."""
+        return {}
+
+    def restore(self, chosen: dict[str, Any]) -> None:
+        """Inverse of `chosen`; what is not there stays as it is."""
 
     def compute(self) -> Measured:
         """Metrics of what was counted since `reset`, over all processes."""

@@ -37,10 +37,12 @@ class Evaluation:
         if len(self.samples):
             self.samples[batch.indices] = torch.cat([torch.ones_like(judged[:, :1]), judged], 1)
 
-    def finish(self, sum_over_processes: Callable[[Tensor], Tensor]) -> Measured:
-        """What was found, the mean loss per image among the metrics."""
+    def finish(self, sum_over_processes: Callable[[Tensor], Tensor], choose: bool = False) -> Measured:
+        """What was found, the mean loss per image among the metrics; the task may `choose` by it before it judges."""
         total = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(self.count))])
         loss, count = sum_over_processes(total).tolist()
+        if choose:
+            self.task.choose()
         measured = self.task.compute()
         measured.metrics = {"loss": loss / max(count, 1), **measured.metrics}
         if len(self.samples):

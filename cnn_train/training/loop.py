@@ -178,8 +178,7 @@ class Loop(L.LightningModule):
 
     def on_fit_start(self) -> None:
         steps = self.recipe.overfit_batches or self.data.train_steps(self.trainer.world_size)
-        if self.recipe.limit_batches is not None:
-            steps = min(steps, self.recipe.limit_batches)
+        steps = steps if self.recipe.limit_batches is None else min(steps, self.recipe.limit_batches)
         self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
         self.sums = Sums.zero(self.device)
@@ -275,8 +274,7 @@ class Loop(L.LightningModule):
             return  # a callback ended training in the middle of an epoch
         self.between_updates = False
         self.progress.epoch += 1
-        value = self.metrics.get(self.best.monitor) if self.validated else None
-        if value is not None:
+        if self.validated and (value := self.metrics.get(self.best.monitor)) is not None:
             self.best.rank(value, self.progress.epoch)
         for watcher in self.watchers:
             watcher.on_epoch_end(self)
@@ -325,6 +323,7 @@ class Loop(L.LightningModule):
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
             "curve": [list(point) for point in self.curve.points()],
             "split_batches": self.split_batches,
+            "chosen": self.task.chosen(),
             "best": self.best.state(),
             "callbacks": {c.state_key: state for c in self.trainer.callbacks if (state := c.state_dict())},  # type: ignore[attr-defined]
         }
@@ -342,6 +341,7 @@ class Loop(L.LightningModule):
         self.sums = Sums.of(state["sums"], self.trainer.global_rank, self.trainer.world_size, self.device)
         self.metrics = dict(state["metrics"])
         self.split_batches = state["split_batches"]
+        self.task.restore(state.get("chosen") or {})
         self.curve.restore(state["curve"], self.device)
 
     def load_for_evaluation(self, state: dict[str, Any]) -> None:
@@ -352,6 +352,7 @@ class Loop(L.LightningModule):
             self.ema.load_state_dict(state["ema"])
         self.metrics = dict(state["metrics"])
         self.worst = dict(state.get("worst", {}))
+        self.task.restore(state.get("chosen") or {})
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -370,8 +371,7 @@ class Loop(L.LightningModule):
         return batch  # The data makes its batches on the device.
 
     def on_validation_epoch_start(self) -> None:
-        fitting = self.trainer.state.fn == "fit"
-        samples = 0 if fitting else max(map(self.data.size, self.data.splits))
+        samples = 0 if self.trainer.state.fn == "fit" else max(map(self.data.size, self.data.splits))
         self.evaluation = Evaluation(self.network, self.task, self.ema, self.device, samples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -389,7 +389,7 @@ class Loop(L.LightningModule):
 
     def _finish_evaluation(self, split: str) -> None:
         assert self.evaluation is not None
-        self.measured = self.evaluation.finish(self.over_processes)
+        self.measured = self.evaluation.finish(self.over_processes, choose=split == "val")
         self._keep({f"{split}/{name}": value for name, value in self.measured.metrics.items()})
         if self.measured.worst is not None:
             self.worst[split] = self.measured.worst
