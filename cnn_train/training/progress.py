@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn_train.training.gradient import Totals
+
 
 @dataclass
 class Progress:
@@ -29,16 +31,26 @@ class Progress:
 
 @dataclass
 class Sums:
-    """Totals over the steps of an epoch so far, on the device."""
+    """Totals over the steps of an epoch so far, on the device; those of the loss are to be divided by `weight`."""
 
     loss: Tensor
     correct: Tensor
     count: Tensor
-    images: Tensor
+    weight: Tensor
+    parts: Tensor  # (P) of the loss
 
     @classmethod
-    def zero(cls, device: torch.device) -> "Sums":
-        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
+    def zero(cls, device: torch.device, parts: int = 0) -> "Sums":
+        return cls(*(torch.zeros(size, dtype=torch.float64, device=device) for size in (1, 1, 1, 1, parts)))
+
+    def add(self, batch: Totals) -> None:
+        """Take in a batch."""
+        self.loss += batch.total
+        self.correct += batch.correct
+        self.count += batch.count
+        self.weight += batch.weight
+        if batch.parts is not None:
+            self.parts += batch.parts
 
     @classmethod
     def of(cls, values: list[Tensor], device: torch.device) -> "Sums":
