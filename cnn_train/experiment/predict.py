@@ -30,8 +30,13 @@ def predict(
     *,
     config_dir: str | None = None,
     trust: Sequence[str] = (),
+    score: float | None = None,
+    form: str = "csv",
 ) -> Path:
-    """Predict one image or all of a folder with a run's weights (see `cnn_train.runs.find`); the results' folder."""
+    """Predict one image or all of a folder with a run's weights (see `cnn_train.runs.find`); the results' folder.
+
+    `score` and `form` are for detection (`cnn_train.experiment.detect`).
+    """
     found = find(run)
     folder, file = found.folder, found.checkpoint
     cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
@@ -43,7 +48,7 @@ def predict(
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
     task = state["preprocessing"]["task"]
     ignored = [word for word in overrides if word.startswith(AFTER_TRAINING)]
-    if ignored and task != "segmentation":
+    if ignored and task == "classification":
         raise ConfigError(
             f"{ignored[0]} is for segmentation, and {cfg.choices.model} of {folder} is trained for {task}"
         )
@@ -51,6 +56,11 @@ def predict(
     network, device = _network(cfg, state)
     if task == "segmentation":
         _segment(cfg, state, network, device, names, results)
+    elif task == "detection":
+        from cnn_train.experiment.detect import Finder, detect
+
+        images = _images(list(names), state["preprocessing"])
+        detect(Finder.of(cfg, state, network, score), images, names, state["class_names"], results, form)
     else:
         _classify(cfg, state, network, device, names, results, top)
     return results

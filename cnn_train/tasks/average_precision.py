@@ -340,7 +340,7 @@ def image_f1(
     enough = detections[:, 2] >= thresholds[detections[:, 1].astype(np.int64)]
     true, found = detections[hit & enough, 0], detections[enough & ~skipped, 0]
     wanted = objects[objects[:, 2] == 0, 0]
-    numbers = np.unique(np.concatenate([true, found, wanted] if images is None else [images]))
+    numbers = np.unique(np.concatenate([true, found, wanted, *([] if images is None else [images])]))
     hits, both = (
         sum(np.bincount(np.searchsorted(numbers, rows), minlength=len(numbers)) for rows in parts)
         for parts in ((true,), (found, wanted))
