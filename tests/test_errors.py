@@ -202,7 +202,7 @@ SITUATIONS = [
     Situation("Label outside the classes", "model=unet data=segmentation_folder data.root=fields data.classes=2", 3,
               "masks hold 7", lambda: masks(7)),
     Situation("Damaged image", "data=folder data.root=pets", 3, "pets/cat/3.jpg", damaged_image),
-    Situation("Detector and data of different tasks", "model=yolov3 data=digits", 2, "detects objects, but data=digits"),
+    Situation("Detector and data of another task", "model=yolov3 data=digits", 2, "detects objects, but data=digits"),
     Situation("Loss of another task", "loss=fcos", 2, "loss=fcos is for detection"),
     Situation("Folder without annotations", BOXES, 3, "holds 1 folders", lambda: photographs("images")),
     Situation("Class number beyond the names", BOXES, 3, "data.classes has 2 names, 0 to 1",
