@@ -79,6 +79,6 @@ class Gradient:
         """Divide gradients, averaged over processes, of sums by the divisor of all; `total` sums it over processes."""
         if self.divisor is None:
             return
-        factor = processes / total(self.divisor).clamp(min=1)
+        factor = processes / total(self.divisor.clone()).clamp(min=1)  # a copy, which may be summed in place
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
         self.divisor = None
