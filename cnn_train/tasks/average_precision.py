@@ -60,9 +60,9 @@ class BoxMetrics(Metric):
 
     def reset(self) -> None:
         super().reset()
-        # A process without a batch takes part in gathering, too.
+        # A row of image -1, which is none: what processes gather is never empty.
         for state, columns in ((self.detections, 7), (self.objects, 7), (self.images, 1)):
-            state.append(torch.zeros(0, columns, dtype=torch.float64, device=self.device))
+            state.append(torch.full((1, columns), -1.0, dtype=torch.float64, device=self.device))
 
     def update(self, detections: Tensor, targets: Tensor, indices: Tensor) -> None:
         """Take detections (N, D, 6), rows x1, y1, x2, y2, class, score, targets (N, M, 6) and the images' numbers (N).
@@ -84,6 +84,7 @@ class BoxMetrics(Metric):
 def _joined(state: list[Tensor] | Tensor) -> Array:
     """Rows in the order of the images; those of one image come from one process and keep their order."""
     rows = (state if isinstance(state, Tensor) else torch.cat(state)).cpu().numpy()
+    rows = rows[rows[:, 0] >= 0]
     return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
