@@ -266,8 +266,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_learn_and_measure_what_one_does(tmp_path):
-    """There is one validation image, so that the second process has none."""
-    few = ["data.num_val=1", "data.num_test=3", "trainer.max_epochs=1"]
+    """The first has one batch of validation more, and most of the few images no detection."""
+    few = ["data.num_val=3", "data.num_test=3", "data.eval_batch_size=1", "trainer.max_epochs=1"]
     one = prepare(tmp_path / "one", *few)
     two = prepare(tmp_path / "two", *few, "trainer.devices=2", "trainer.strategy=ddp")
     whole(one)

@@ -26,6 +26,7 @@ from cnn_train.__main__ import main
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TINY = "trainer.max_epochs=1 trainer.limit_batches=2 trainer.progress=none logger=none"
 BOXES = "model=fcos data=detection_folder data.root=street"
+CAR = "<object><name>car</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
 GREY = 128
 
 
@@ -223,7 +224,7 @@ SITUATIONS = [
     Situation("Annotation of an image that is not there", BOXES, 3, "not there",
               lambda: (table("x1,y1,x2,y2", "10,10,30,30"), Path("street/images/2.jpg").unlink())),
     Situation("Size turned against the annotation", BOXES, 3, "with its orientation applied",
-              lambda: xml("<annotation><size><width>64</width><height>48</height></size></annotation>", 6)),
+              lambda: xml(f"<annotation><size><width>64</width><height>48</height></size>{CAR}</annotation>", 6)),
     Situation("Entities in XML", BOXES, 3, "declares entities",
               lambda: xml('<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>')),
     Situation("JSON that is cut off", BOXES, 3, "is the file cut off?", lambda: json_file('{"images": [{"id": 1')),

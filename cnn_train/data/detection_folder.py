@@ -111,11 +111,12 @@ def class_names(found: Annotations, classes: Sequence[str] | None, first_class: 
     beyond = [row for row in numbers if not 0 <= int(row.label) - first_class < len(names)]
     if beyond:
         files = len({row.where.partition(",")[0] for row in beyond})
+        more = f" ({len(beyond)} such lines in {files} files)" if len(beyond) > 1 else ""
         from_one = not first_class and all(row.label != 0 for row in numbers)
         hint = "; if they count from 1: data.first_class=1" if from_one else ""
         raise DataError(
             f"{beyond[0].where}: class {beyond[0].label}, but data.classes has {len(names)} names, {first_class} to "
-            f"{first_class + len(names) - 1} ({len(beyond)} such lines in {files} files){hint}"
+            f"{first_class + len(names) - 1}{more}{hint}"
         )
     return names
 
