@@ -124,7 +124,8 @@ def number(value: Tensor) -> str:
 
 def write_coco(every: Sequence[Found], class_names: Sequence[str], results: Path) -> None:
     """detections.json: images, categories and annotations with a score, as COCO's files of objects have them."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, (image, (height, width), rows) in enumerate(every, start=1):
         images.append({"id": index, "file_name": image, "width": width, "height": height})
         for x1, y1, x2, y2, label, score in rows.tolist():

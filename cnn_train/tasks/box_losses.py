@@ -344,5 +344,9 @@ def _some_rows(targets: Tensor) -> Tensor:
 
 def wide(outputs: Outputs) -> Outputs:
     """Outputs in at least single precision: half of it does not place a box to a pixel."""
-    half = (torch.float16, torch.bfloat16)
-    return Outputs(*(v.float() if v is not None and v.dtype in half else v for v in outputs))
+
+    def at_least_single(values: Tensor) -> Tensor:
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+    quality = None if outputs.quality is None else at_least_single(outputs.quality)
+    return Outputs(at_least_single(outputs.codes), at_least_single(outputs.classes), quality)

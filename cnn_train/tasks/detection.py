@@ -41,6 +41,7 @@ class Detection(Task):
     ):  # fmt: skip
         super().__init__(loss, data, aux_weight)
         assert isinstance(loss, BoxLoss)
+        self.terms = loss.terms
         # Bound methods, not the network: its weights are not the task's.
         self.priors, self.decode = detector.priors, detector.decode
         self.postprocess = postprocess
@@ -54,7 +55,7 @@ class Detection(Task):
         return [*self.data.class_names, "background"]
 
     def learn(self, outputs: Outputs, targets: Tensor, size: Sequence[int]) -> Learned:
-        terms = self.loss.terms(outputs, targets, self.priors(size, targets.device))
+        terms = self.terms(outputs, targets, self.priors(size, targets.device))
         parts = torch.stack(list(terms.sums.values()))
         return Learned(parts.sum(), terms.overlap, terms.positive, terms.divisor, parts.detach())
 

@@ -1,7 +1,7 @@
 """The gradient of one update, from the batches of its group and the parts of each batch."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from cnn_train.tasks.task import Learned, Task
 
 
-class Totals(NamedTuple):
+@dataclass(frozen=True)
+class Totals:
     """What a batch adds to an epoch, without a gradient: `loss` is its own, `total` / `weight` with those of others."""
 
     loss: Tensor
@@ -54,18 +55,17 @@ class Gradient:
         if parts == 1:
             learned = self._add(images, targets, 1 / group_size, backward)
             return totals(learned, len(images))
-        found, shares = [], []
+        found = []
         for part, labels in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            shares.append(len(part) / len(images))
-            found.append(totals(self._add(part, labels, shares[-1] / group_size, backward), len(part)))
-        total, correct, count = (torch.stack([t[i] for t in found]).sum(0) for i in (1, 3, 4))
-        parts_of_loss = None if found[0].parts is None else torch.stack([t.parts for t in found]).sum(0)
-        if isinstance(found[0].weight, int):
-            # The weighted sum over the parts is the batch's loss.
-            loss = torch.stack([t.loss * share for t, share in zip(found, shares, strict=True)]).sum(0)
-            return Totals(loss, loss * len(images), len(images), correct, count, parts_of_loss)
-        weight = torch.stack([t.weight for t in found]).sum(0)
-        return Totals(total / weight.clamp(min=1), total, weight, correct, count, parts_of_loss)
+            share = len(part) / len(images)
+            found.append(totals(self._add(part, labels, share / group_size, backward), len(part)))
+        total, correct, count = (
+            torch.stack(values).sum(0) for values in zip(*((t.total, t.correct, t.count) for t in found), strict=True)
+        )
+        weight = torch.stack([torch.as_tensor(t.weight) for t in found]).sum(0)
+        parts_of_loss = [t.parts for t in found if t.parts is not None]
+        summed = torch.stack(parts_of_loss).sum(0) if parts_of_loss else None
+        return Totals(total / weight.clamp(min=1), total, weight, correct, count, summed)
 
     def _add(self, images: Tensor, targets: Tensor, weight: float, backward: Callable[[Tensor], None]) -> Learned:
         learned = self.task.learn(self.network(images), targets, images.shape[-2:])
