@@ -121,7 +121,7 @@ def one_run(settings: list[str]) -> dict[str, float]:
     metrics = train(cfg)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     network, data = build_network_and_data(cfg)
-    task = build_task(cfg, data, getattr(network, "aux_weight", 0.0))
+    task = build_task(cfg, data, network)
     optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
     batch = next(data.train_batches(0, device=torch.device("cpu")))
     seconds = []

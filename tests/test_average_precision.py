@@ -225,10 +225,13 @@ def test_batches_and_processes_give_the_same_bits():
     for part in parts:
         gathered.detections += part.detections
         gathered.objects += part.objects
+        gathered.images += part.images
     gathered._update_count = 1  # as after the states of two processes were gathered
     for result in (one.compute(), gathered.compute()):
         assert repr(result.values) == repr(whole.values) and repr(result.table) == repr(whole.table)
         assert torch.equal(result.confusion, whole.confusion)
+        assert {i: f1 for i, f1 in result.images.items() if i in whole.images} == whole.images
+        assert list(result.images) == list(range(12))
     nothing = BoxMetrics(3, SIDE**2)
     nothing.update(torch.zeros(2, 0, 6), torch.full((2, 4, 6), -1.0), torch.arange(2))
     assert math.isnan(nothing.compute().values["map"])

@@ -25,6 +25,8 @@ from cnn_train.__main__ import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TINY = "trainer.max_epochs=1 trainer.limit_batches=2 trainer.progress=none logger=none"
+BOXES = "model=fcos data=detection_folder data.root=street"
+CAR = "<object><name>car</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
 GREY = 128
 
 
@@ -63,6 +65,42 @@ def masks(value: int) -> None:
     for number in range(8):
         Image.new("RGB", (32, 32)).save(Path("fields/images") / f"{number}.png")
         Image.new("L", (32, 32), value).save(Path("fields/masks") / f"{number}.png")
+
+
+def photographs(folder: str) -> None:
+    (Path("street") / folder).mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (64, 48), (GREY, number, 0)).save(Path("street") / folder / f"{number}.jpg")
+
+
+def labels(*lines: str) -> None:
+    """Boxes as YOLO's tools write them, in one file these."""
+    photographs("images")
+    Path("street/labels").mkdir()
+    for number in range(8):
+        text = "\n".join(lines) if number == 3 else f"{number % 2} 0.5 0.5 0.2 0.2"
+        Path(f"street/labels/{number}.txt").write_text(text + "\n")
+    Path("street/data.yaml").write_text("names: [car, bicycle]\n")
+
+
+def table(columns: str, row: str) -> None:
+    photographs("images")
+    rows = [f"{number}.jpg,car,{row}" for number in range(8)]
+    Path("street/boxes.csv").write_text("\n".join([f"image,class,{columns}", *rows]) + "\n")
+
+
+def xml(content: str, orientation: int = 1) -> None:
+    photographs("JPEGImages")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 48)).save("street/JPEGImages/0.jpg", exif=exif)
+    Path("street/Annotations").mkdir()
+    Path("street/Annotations/0.xml").write_text(content)
+
+
+def json_file(content: str) -> None:
+    photographs("images")
+    Path("street/boxes.json").write_text(content)
 
 
 def folder_of_text() -> None:
@@ -157,7 +195,7 @@ SITUATIONS = [
     Situation("Value out of range", "data.batch_size=-4", 2, "data.batch_size must be >= 1, got -4"),
     Situation("Images too small for the model", "model=alexnet image_size=32", 2, "image_size="),
     Situation("Channels or classes that are not the data's", "model.in_channels=3", 2, "it comes from the data"),
-    Situation("Model and data of different tasks", "model=fcn_resnet50 data=digits", 2, "segmentation network"),
+    Situation("Model and data of different tasks", "model=fcn_resnet50 data=digits", 2, "segments images"),
     Situation("Norm and batch that do not go together", "model=resnet18 data.batch_size=1", 2, "norm=gn"),
     Situation("Missing data", "data=folder data.root=pets", 3, "no folder"),
     Situation("Data set that is not there", "data=cifar10 data.root=sets", 3, "data.download=true"),
@@ -165,6 +203,31 @@ SITUATIONS = [
     Situation("Label outside the classes", "model=unet data=segmentation_folder data.root=fields data.classes=2", 3,
               "masks hold 7", lambda: masks(7)),
     Situation("Damaged image", "data=folder data.root=pets", 3, "pets/cat/3.jpg", damaged_image),
+    Situation("Detector and data of another task", "model=yolov3 data=digits", 2, "detects objects, but data=digits"),
+    Situation("Loss of another task", "loss=fcos", 2, "loss=fcos is for detection"),
+    Situation("Folder without annotations", BOXES, 3, "holds 1 folders", lambda: photographs("images")),
+    Situation("Class number beyond the names", BOXES, 3, "data.classes has 2 names, 0 to 1",
+              lambda: labels("2 0.5 0.5 0.2 0.2")),
+    Situation("Polygon", BOXES, 3, "a polygon", lambda: labels("1 0.1 0.1 0.2 0.2 0.3 0.1")),
+    Situation("Box without extent", BOXES, 3, "line 2: a box without extent",
+              lambda: labels("1 0.5 0.5 0.2 0.2", "1 0.4 0.4 0.2 0")),
+    Situation("Box that is not finite", BOXES, 3, "not finite", lambda: labels("1 nan 0.4 0.2 0.1")),
+    Situation("Box far outside", BOXES, 3, "far outside", lambda: labels("1 1.3 0.5 0.2 0.2")),
+    Situation("The same box twice", BOXES, 3, "line 2: the same box twice",
+              lambda: labels("1 0.5 0.5 0.2 0.2", "1 0.5 0.5 0.2 0.2")),
+    Situation("Corners expected, widths given", BOXES, 3, "they seem to be x, y, width, height",
+              lambda: table("x1,y1,x2,y2", "30,20,10,12")),
+    Situation("Widths expected, corners given", BOXES, 3, "they seem to be x1, y1, x2, y2",
+              lambda: table("x,y,width,height", "30,20,50,40")),
+    Situation("Pixels expected, parts of the image given", BOXES, 3, "are between 0 and 1",
+              lambda: table("x1,y1,x2,y2", "0.2,0.2,0.5,0.7")),
+    Situation("Annotation of an image that is not there", BOXES, 3, "not there",
+              lambda: (table("x1,y1,x2,y2", "10,10,30,30"), Path("street/images/2.jpg").unlink())),
+    Situation("Size turned against the annotation", BOXES, 3, "with its orientation applied",
+              lambda: xml(f"<annotation><size><width>64</width><height>48</height></size>{CAR}</annotation>", 6)),
+    Situation("Entities in XML", BOXES, 3, "declares entities",
+              lambda: xml('<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>')),
+    Situation("JSON that is cut off", BOXES, 3, "is the file cut off?", lambda: json_file('{"images": [{"id": 1')),
     Situation("Unwritable output", "output_dir=taken", 4, "output_dir", unwritable),
     Situation("Missing checkpoint", "weights=outputs/lenet5/last.ckpt", 2, "no checkpoint at"),
     Situation("Damaged checkpoint", "resume outputs/mine", 2, "is damaged", damaged_run),

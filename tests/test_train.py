@@ -243,7 +243,7 @@ def test_divergence_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "error", "text"),
     [
-        (["model=fcn_resnet50", "data=digits"], ConfigError, "segmentation network, but data=digits"),
+        (["model=fcn_resnet50", "data=digits"], ConfigError, "fcn_resnet50 segments images, but data=digits"),
         (["image_size=8"], ConfigError, "needs images of at least 12x12, got 8x8"),
         (["monitor=val/iou"], ConfigError, "choose one of val/loss, val/acc"),
         (["model=resnet18", "data.batch_size=1", "trainer.limit_batches=2"], ConfigError, "norm=gn"),

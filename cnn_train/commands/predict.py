@@ -1,8 +1,8 @@
 """Predict images with a trained network, without its data set.
 
 Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours),
-overlays/ and classes.csv; classification gives predictions.csv, the most probable classes of
-each image.
+overlays/ and classes.csv; detection gives detections.csv and overlays/; classification gives
+predictions.csv, the most probable classes of each image.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,12 @@ class Options(OfRun):
     )
     output: Path | None = option("the folder for results; without it RUN/predictions", default=None, of="path")
     top: int = option("how many classes predictions.csv lists for each image", default=5, least=1)
-    format: Literal["csv", "jsonl"] = option("of the table of predictions", default="csv")
+    format: Literal["csv", "jsonl", "coco", "voc", "yolo"] = option(
+        "of the table of predictions: csv, jsonl; what else detections are written as: coco, voc, yolo", default="csv"
+    )
+    score: float | None = option(
+        "the least score of a detection; without it each class's best in validation", default=None
+    )
     column: str | None = option("the column of paths in a CSV file", default=None, value="NAME")
     batch_size: int = option("images that go through the network together", default=32, least=1)
     workers: int | None = option("threads that decode ahead; without it one for each core", default=None, least=1)
@@ -62,6 +67,7 @@ def run(options: Options) -> int:
         form=options.format,
         column=options.column,
         strict=options.strict,
+        score=options.score,
         **options.reading,
     )
     print(f"predictions  {results}")

@@ -12,6 +12,7 @@ from torch import nn
 
 from cnn_train import __version__
 from cnn_train.config.build import build
+from cnn_train.config.signatures import is_subclass, signature
 from cnn_train.data.data import Data
 from cnn_train.data.fingerprint import fingerprint
 from cnn_train.errors import ConfigError
@@ -20,10 +21,13 @@ from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.network import build_network_and_data
 from cnn_train.experiment.trainer import build_trainer
 from cnn_train.models.network import backbone_of
+from cnn_train.postprocess.nms import NMS
 from cnn_train.runs import secrets
 from cnn_train.runs.metrics import lower_is_better
+from cnn_train.tasks.box_losses import BoxLoss
 from cnn_train.tasks.class_weights import class_weights_from_counts, positive_weights_from_counts
 from cnn_train.tasks.classification import Classification
+from cnn_train.tasks.detection import Detection
 from cnn_train.tasks.multilabel import MultiLabel
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Task
@@ -35,6 +39,7 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "multilabel": MultiLabel,
     "segmentation": Segmentation,
+    "detection": Detection,
 }
 
 
@@ -76,7 +81,7 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
             "leave it at 1"
         )
     recipe = Recipe.of(cfg, on_gpu=machine.accelerator != "cpu")
-    task = build_task(cfg, data, getattr(network, "aux_weight", 0.0), **options)
+    task = build_task(cfg, data, network, **options)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if trainer.compile:
@@ -85,23 +90,44 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
     return Loop(network, task, recipe, Best(monitor, lower_is_better(monitor)), description(cfg, data))
 
 
-def build_task(cfg: DictConfig, data: Data, aux_weight: float = 0.0, **options: Any) -> Task:
-    """The loss and the metrics for the data's kind of task."""
+def build_task(cfg: DictConfig, data: Data, network: nn.Module | None = None, **options: Any) -> Task:
+    """The loss and the metrics for the data's kind of task; detection needs the network that it is for."""
+    if data.task == "detection":
+        options["detector"] = network
     given = {}
     if cfg.loss.get("class_weights") == "auto":
         given["class_weights"] = class_weights_from_counts(data.class_counts("train")).tolist()
     if cfg.loss.get("positive_weights") == "auto":
         counts, images = data.class_counts("train"), data.size("train")
         given["positive_weights"] = positive_weights_from_counts(counts, images).tolist()
-    loss = build(cfg.loss, num_classes=data.num_classes, ignore_index=data.ignore_index, **given)
+    loss = build_loss(cfg, data, given)
+    aux_weight = getattr(network, "aux_weight", 0.0)
     return TASKS[data.task](loss, data, aux_weight, **evaluation_parts(cfg, data), **options)
 
 
+def build_loss(cfg: DictConfig, data: Data, given: dict[str, Any]) -> nn.Module:
+    """The loss of scores, or of boxes for detection; ConfigError for one of the other kind."""
+    of_boxes = is_subclass(signature(cfg.loss._target_), f"{BoxLoss.__module__}.{BoxLoss.__name__}")
+    if of_boxes != (data.task == "detection"):
+        raise ConfigError(
+            f"loss={cfg.choices.loss} is {'for' if of_boxes else 'not for'} detection, but "
+            f"data={cfg.choices.data} is for {data.task}; choose another loss or data (cnn-train list loss)"
+        )
+    scores = {} if of_boxes else {"num_classes": data.num_classes, "ignore_index": data.ignore_index}
+    return build(cfg.loss, **scores, **given)
+
+
 def evaluation_parts(cfg: DictConfig, data: Data) -> dict[str, Any]:
-    """The run's `inference` and `postprocess`; ConfigError for tasks that have none."""
+    """The run's `inference` and `postprocess`; ConfigError for those that are not for the data's task."""
     inference, postprocess = build(cfg.inference, train_size=data.image_size), build(cfg.postprocess)
+    detects = data.task == "detection"
+    if isinstance(postprocess, NMS) != detects:
+        what = "needs" if detects else "has no"
+        raise ConfigError(f"{data.task} {what} postprocess=nms, got postprocess={cfg.choices.postprocess}")
     if data.task == "segmentation":
         return {"inference": inference, "postprocess": postprocess}
+    if detects and inference.sees_whole_images:
+        return {"postprocess": postprocess}
     for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
         if other:
             default = {"inference": "whole", "postprocess": "none"}[group]

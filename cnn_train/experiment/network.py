@@ -17,7 +17,7 @@ from cnn_train.errors import ConfigError
 from cnn_train.experiment import weights
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.layers.norm import synchronizes
-from cnn_train.models.network import main_scores, min_size
+from cnn_train.models.network import main_scores, min_size, task_of
 
 PARTS = ("norm", "act", "pool", "global_pool", "upsample", "init")  # what `layers` holds
 
@@ -41,6 +41,7 @@ def build_network_and_data(
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
     network = build_network(cfg, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    check_task(network, data, cfg)
     least = min_size(network)
     if min(data.image_size) < least:
         if cfg.image_size is not None:
@@ -103,6 +104,16 @@ def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
     return network
 
 
+def check_task(network: nn.Module, data: Data, cfg: DictConfig) -> None:
+    """Raise ConfigError if the network does not do what the data is for."""
+    does = {"classification": "classifies images", "segmentation": "segments images", "detection": "detects objects"}
+    if task_of(network) != data.task:
+        raise ConfigError(
+            f"{cfg.choices.model} {does[task_of(network)]}, but data={cfg.choices.data} is for {data.task}; "
+            "choose another model or data (cnn-train list data)"
+        )
+
+
 def smallest_batch(network: nn.Module, data: Data, split_batches: int | str, num_processes: int) -> tuple[int, str]:
     """How few images a norm will ever see together in training, and what they are."""
     shares = (1 if synchronizes(network) else num_processes) * (1 if split_batches == "auto" else int(split_batches))
@@ -123,7 +134,7 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
     model, size = name_of(cfg), "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:
-        scores = main_scores(copy.deepcopy(network).to("meta").train()(images))
+        outputs = copy.deepcopy(network).to("meta").train()(images)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise ConfigError(str(error).splitlines()[0]) from error
@@ -136,14 +147,15 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error
+    if data.task == "detection":
+        return  # its outputs are its own
+    scores = main_scores(outputs)
     if scores.ndim > 1 and scores.size(1) != data.num_classes:
         raise ConfigError(
             f"{model} gives {scores.size(1)} scores, but data={cfg.choices.data} has {data.num_classes} classes"
         )
-    maps = scores.ndim == 4
-    if maps != (data.task == "segmentation"):
-        kind = "segmentation" if maps else "classification"
+    if (scores.ndim == 4) != (data.task == "segmentation"):
         raise ConfigError(
-            f"{model} is a {kind} network, but data={cfg.choices.data} is for {data.task}; "
-            f"choose another model or data (cnn-train list data)"
+            f"{model} gives scores of shape {tuple(scores.shape)}, which is none for {data.task}; a network says what "
+            'it does in an attribute: task = "segmentation"'
         )

@@ -112,7 +112,7 @@ def describe_results(
     count = max(cfg.callbacks.samples, 1)
     title = f"{cfg.name}, {split}"
     made = {
-        f"{split}/confusion": confusion_picture(loop.measured.confusion, loop.data.class_names, title),
+        f"{split}/confusion": confusion_picture(loop.measured.confusion, loop.task.confusion_names, title),
         f"{split}/samples": sample_panel(loop, split, count),
         **{f"{of}/{name}": sample_panel(loop, of, count, worst=True) for of, name in worst.items()},
     }

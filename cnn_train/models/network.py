@@ -1,7 +1,8 @@
 """What a network may say of itself beyond being an `nn.Module`, and how the other wings ask.
 
 A network maps images (N, in_channels, H, W) to scores: (N, num_classes) if it classifies, (N, num_classes, H, W) if it
-segments. In training it may return a tuple: its own scores, then those of auxiliary classifiers.
+segments; one that detects gives what `cnn_train.models.detection` says. In training it may return a tuple: its own
+scores, then those of auxiliary classifiers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 class Network(Protocol):
     """The optional attributes of a network, with the values that hold where it does not say.
 
+    `task`: what it does, "classification", "segmentation" or "detection".
     `min_size`: the smallest side of an image that it takes, in pixels.
     `aux_weight`: the weight of each auxiliary classifier in the loss; one that returns a tuple must say it.
     `stages`: the parts that give one feature map for each stride, in order; `Encoder` needs them.
@@ -20,6 +22,7 @@ class Network(Protocol):
     `dense_layers`: convolutions that were dense layers, by the names that those have in a file of weights.
     """
 
+    task: str = "classification"
     min_size: int = 1
     aux_weight: float
     stages: Sequence[nn.Module] | None = None
@@ -31,6 +34,11 @@ class Backbone(Protocol):
     """What a `backbone` says: `prefix` stands before its names in the weights of the classification network."""
 
     prefix: str = ""
+
+
+def task_of(network: nn.Module) -> str:
+    """What the network does: classification, segmentation or detection."""
+    return getattr(network, "task", Network.task)
 
 
 def min_size(network: nn.Module) -> int:

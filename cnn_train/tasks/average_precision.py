@@ -31,12 +31,14 @@ SCALARS = ("map", "map50", "map75", *(f"map_{name}" for name in (*PIXELS, *PARTS
 class Result(NamedTuple):
     """values by name (`SCALARS`; NaN where no object could tell), a table with a number for each class, the confusion.
 
-    The confusion (K + 1, K + 1) has true classes in rows and predicted ones in columns, the background last.
+    The confusion (K + 1, K + 1) has true classes in rows and predicted ones in columns, the background last. `images`
+    is the F1 of each image, by its number: of detections with at least the threshold of best F1 of their class.
     """
 
     values: dict[str, float]
     table: dict[str, list[float]]
     confusion: Tensor
+    images: dict[int, float]
 
 
 class BoxMetrics(Metric):
@@ -45,6 +47,7 @@ class BoxMetrics(Metric):
     full_state_update = False
     detections: list[Tensor]
     objects: list[Tensor]
+    images: list[Tensor]
 
     def __init__(self, num_classes: int, image_area: float):
         super().__init__()
@@ -52,12 +55,21 @@ class BoxMetrics(Metric):
         self.image_area = image_area
         self.add_state("detections", [], "cat")
         self.add_state("objects", [], "cat")
+        self.add_state("images", [], "cat")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        # A row of image -1, which is none: what processes gather is never empty.
+        for state, columns in ((self.detections, 7), (self.objects, 7), (self.images, 1)):
+            state.append(torch.full((1, columns), -1.0, dtype=torch.float64, device=self.device))
 
     def update(self, detections: Tensor, targets: Tensor, indices: Tensor) -> None:
         """Take detections (N, D, 6), rows x1, y1, x2, y2, class, score, targets (N, M, 6) and the images' numbers (N).
 
         Rows of class -1 are none.
         """
+        self.images.append(indices.double()[:, None])
         for state, rows, last in ((self.detections, detections, 5), (self.objects, targets, 5)):
             image, row = (rows[..., 4] >= 0).nonzero(as_tuple=True)
             found = rows[image, row].double()
@@ -65,18 +77,21 @@ class BoxMetrics(Metric):
             state.append(torch.cat([number[:, None], found[:, 4:5], found[:, last:], found[:, :4]], dim=1))
 
     def compute(self) -> Result:
-        return evaluate(_joined(self.detections), _joined(self.objects), self.num_classes, self.image_area)
+        detections, objects, images = (_joined(state) for state in (self.detections, self.objects, self.images))
+        return evaluate(detections, objects, self.num_classes, self.image_area, images[:, 0])
 
 
 def _joined(state: list[Tensor] | Tensor) -> Array:
     """Rows in the order of the images; those of one image come from one process and keep their order."""
-    joined = state if isinstance(state, Tensor) else torch.cat(state) if state else torch.zeros(0, 7)
-    rows = joined.double().cpu().numpy().reshape(-1, 7)
+    rows = (state if isinstance(state, Tensor) else torch.cat(state)).cpu().numpy()
+    rows = rows[rows[:, 0] >= 0]
     return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
-def evaluate(detections: Array, objects: Array, num_classes: int, image_area: float) -> Result:
-    """All metrics of rows in the order of their images."""
+def evaluate(
+    detections: Array, objects: Array, num_classes: int, image_area: float, images: Array | None = None
+) -> Result:
+    """All metrics of rows in the order of their images; `images` are the numbers of all, also of the empty ones."""
     ranges = {"all": (0, 1e10), **PIXELS} | {k: (a * image_area, b * image_area) for k, (a, b) in PARTS.items()}
     limits = np.array(list(ranges.values()), np.float64)  # (A, 2)
     kept = _best_of_each_image(detections)
@@ -98,6 +113,7 @@ def evaluate(detections: Array, objects: Array, num_classes: int, image_area: fl
         {name: float(values[name]) for name in SCALARS},
         {name: np.asarray(column).tolist() for name, column in table.items()},
         torch.from_numpy(counts),
+        image_f1(kept, objects, matched[:, 0, 0], skipped[:, 0, 0], best["threshold"], images),
     )
 
 
@@ -311,6 +327,27 @@ def best_f1(
         columns["recall"][label] = true[ends[best]] / number
         columns["threshold"][label] = score[ends[best]]
     return columns
+
+
+def image_f1(
+    detections: Array,
+    objects: Array,
+    hit: NDArray[np.bool_],
+    skipped: NDArray[np.bool_],
+    thresholds: Array,
+    images: Array | None,
+) -> dict[int, float]:
+    """F1 at IoU 0.5 of each image, of detections with at least their class's threshold; 1 where nothing is to find."""
+    enough = detections[:, 2] >= thresholds[detections[:, 1].astype(np.int64)]
+    true, found = detections[hit & enough, 0], detections[enough & ~skipped, 0]
+    wanted = objects[objects[:, 2] == 0, 0]
+    numbers = np.unique(np.concatenate([true, found, wanted, *([] if images is None else [images])]))
+    hits, both = (
+        sum(np.bincount(np.searchsorted(numbers, rows), minlength=len(numbers)) for rows in parts)
+        for parts in ((true,), (found, wanted))
+    )
+    values = np.where(both > 0, 2 * hits / np.maximum(both, 1), 1.0)
+    return dict(zip(numbers.astype(int).tolist(), values.tolist(), strict=True))
 
 
 def confusion(detections: Array, objects: Array, thresholds: Array, num_classes: int) -> NDArray[np.int64]:

@@ -4,9 +4,9 @@ A row of the targets is x1, y1, x2, y2 in pixels, class, 1 where the object is t
 without an object. Priors on an object to be ignored are neither positive nor negative.
 
 A loss is called as `loss(outputs, targets, priors)` and gives its parts by name, weighted, whose sum is the loss. Each
-is a sum over images that is divided by one number, the `normalizer`, which depends on targets and priors alone. A batch
-that is learned in parts, in accumulated steps or by several processes adds up the `normalizer` of all parts and hands
-the sum to each call: then the gradients add up to that of the whole batch. Without any object the loss is finite.
+is a sum over images that is divided by one number, the `normalizer`, which depends on targets and priors alone: at
+least 1, so that the loss is finite without any object. What is learned in parts, in accumulated steps or by several
+processes is divided by the sum of all their normalizers: `terms` gives sums and normalizer.
 """
 
 from typing import Literal, NamedTuple
@@ -30,6 +30,15 @@ class Assigned(NamedTuple):
     @property
     def positive(self) -> Tensor:
         return self.objects >= 0
+
+
+class Terms(NamedTuple):
+    """Sums over the images, not yet divided by `divisor`, and the overlap of learned boxes."""
+
+    sums: dict[str, Tensor]  # by name, weighted
+    divisor: Tensor  # a scalar
+    overlap: Tensor  # the sum of the IoU of the positive priors' boxes with their objects
+    positive: Tensor  # the number of positive priors
 
 
 class BoxLoss(nn.Module):
@@ -57,16 +66,24 @@ class BoxLoss(nn.Module):
     def forward(
         self, outputs: Outputs, targets: Tensor, priors: Priors, normalizer: Tensor | float | None = None
     ) -> dict[str, Tensor]:
+        terms = self.terms(outputs, targets, priors)
+        divisor = terms.divisor if normalizer is None else normalizer
+        divisor = torch.as_tensor(divisor, dtype=torch.float32, device=targets.device).clamp(min=1)
+        return {name: value / divisor for name, value in terms.sums.items()}
+
+    def terms(self, outputs: Outputs, targets: Tensor, priors: Priors) -> Terms:
+        """What the loss is made of."""
         targets = _some_rows(targets)
+        outputs = wide(outputs)
         with torch.no_grad():
             assigned = self.assign(targets, priors)
-            if normalizer is None:
-                normalizer = self.count(targets, assigned)
-            divisor = torch.as_tensor(normalizer, dtype=torch.float32, device=targets.device).clamp(min=1)
-        quality = None if outputs.quality is None else _wide(outputs.quality)
-        wide = Outputs(_wide(outputs.codes), _wide(outputs.classes), quality)
-        sums = self.sums(wide, targets, priors, assigned)
-        return {name: self.weights[name] * value / divisor for name, value in sums.items()}
+            picked = pick(targets, assigned)
+            codes = outputs.codes[picked.images, picked.priors]
+            reached = overlap(priors[picked.priors].decode(codes), picked.boxes).sum()
+            divisor = self.count(targets, assigned)
+        sums = self.sums(outputs, targets, priors, assigned)
+        weighted = {name: self.weights[name] * value for name, value in sums.items()}
+        return Terms(weighted, divisor, reached, assigned.positive.sum())
 
 
 class Picked(NamedTuple):
@@ -325,5 +342,11 @@ def _some_rows(targets: Tensor) -> Tensor:
     return targets if targets.size(1) else F.pad(targets, (0, 0, 0, 1), value=-1.0)
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+def wide(outputs: Outputs) -> Outputs:
+    """Outputs in at least single precision: half of it does not place a box to a pixel."""
+
+    def at_least_single(values: Tensor) -> Tensor:
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+    quality = None if outputs.quality is None else at_least_single(outputs.quality)
+    return Outputs(at_least_single(outputs.codes), at_least_single(outputs.classes), quality)

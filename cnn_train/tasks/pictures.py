@@ -11,12 +11,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnn_train.boxes import iou
 from cnn_train.tasks.captions import LINE, legend, write
 
 Picture = NDArray[np.uint8]
 Lines = list[tuple[str, tuple[int, int, int]]]  # of a caption, each in its colour
 IGNORED = (224, 224, 224)
 GREEN, RED, BLACK = (0, 130, 60), (200, 30, 30), (0, 0, 0)
+# What a box of a detection panel is; `right` to `invented` are detections, `missed` an object.
+JUDGED = {
+    "right": (0, 190, 80), "wrong class": (255, 150, 0), "badly placed": (60, 130, 255), "invented": (235, 40, 40),
+    "missed": (230, 60, 230),
+}  # fmt: skip
+TRUTH = (255, 255, 255)
 
 
 def palette(num_classes: int) -> Picture:
@@ -117,6 +124,79 @@ def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, name
             panel.paste(Image.fromarray(tile), (x, LINE + row * (height + gap)))
     panel.paste(below, (0, panel.height - below.height))
     return np.asarray(panel)
+
+
+def judge(found: Tensor, objects: Tensor) -> tuple[list[str], list[bool]]:
+    """What each detection (n, 6), the best first, is (a key of `JUDGED`), and which objects (m, 6) were missed.
+
+    A detection is right if it takes a free object of its class at IoU 0.5; it has the wrong class where it has such an
+    IoU with another one, and is badly placed with an IoU of at least 0.1 with one of its class. Those on objects to be
+    ignored are "".
+    """
+    overlap = iou(found[:, :4], objects[:, :4])
+    same, ignored = found[:, 4, None] == objects[None, :, 4], objects[:, 5] != 0
+    taken, explained = torch.zeros(len(objects), dtype=torch.bool), torch.zeros(len(objects), dtype=torch.bool)
+    kinds = []
+    for row in range(len(found)):
+        value = overlap[row]
+        free = torch.where(same[row] & ~taken & ~ignored, value, -1.0)
+        if len(objects) and float(free.max()) >= 0.5:
+            taken[free.argmax()] = True
+            kinds.append("right")
+        elif bool(((value >= 0.5) & ignored).any()):
+            kinds.append("")
+        else:
+            other, near = (value >= 0.5) & ~same[row] & ~ignored, (value >= 0.1) & (value < 0.5) & same[row] & ~ignored
+            explained |= other | near
+            kinds.append("wrong class" if bool(other.any()) else "badly placed" if bool(near.any()) else "invented")
+    return kinds, (~taken & ~explained & ~ignored).tolist()
+
+
+def detection_panel(images: Tensor, targets: Tensor, detections: Tensor, names: list[str]) -> Picture:
+    """Each image twice: with its objects, and with its detections and what was missed, in the colours of `JUDGED`.
+
+    Targets (N, M, 6) and detections (N, D, 6); rows of class -1 are none.
+    """
+    tiles = to_rgb(images, side=224)
+    factor = tiles.shape[1] // images.size(-2)
+    height, width = tiles.shape[1:3]
+    caption, gap, across = 16, 4, min(2, len(tiles))
+    rows = -(-len(tiles) // across)
+    size = (across * 2 * (width + gap), caption + rows * (height + gap))
+    panel = Image.new("RGB", size, "white")
+    draw, x = ImageDraw.Draw(panel), 2
+    for word, colour in {"objects, then detections:": BLACK, **JUDGED}.items():
+        draw.text((x, 2), word, fill=colour)
+        x += round(draw.textlength(word)) + 10
+    for index, tile in enumerate(tiles):
+        true = targets[index][targets[index, :, 4] >= 0].cpu().float()
+        found = detections[index][detections[index, :, 4] >= 0].cpu().float()
+        kinds, missed = judge(found, true)
+        objects = [(row, names[int(row[4])], IGNORED if row[5] else TRUTH) for row in true]
+        said = [
+            (row, f"{names[int(row[4])]} {float(row[5]):.2f}", JUDGED.get(kind, IGNORED))
+            for row, kind in zip(found, kinds, strict=True)
+        ]
+        said += [(row, names[int(row[4])], JUDGED["missed"]) for row, gone in zip(true, missed, strict=True) if gone]
+        left, top = index % across * 2 * (width + gap), caption + index // across * (height + gap)
+        for column, boxes in enumerate((objects, said)):
+            picture = draw_boxes(tile, boxes, factor)
+            panel.paste(Image.fromarray(picture), (left + column * (width + gap), top))
+    return np.asarray(panel)
+
+
+def draw_boxes(image: Picture, boxes: Sequence[tuple[Tensor, str, tuple[int, int, int]]], factor: float = 1) -> Picture:
+    """An image with boxes (x1, y1, x2, y2, ...) times `factor`, their words and colours."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    thick = max(1, min(picture.size) // 200)
+    for box, word, colour in boxes:
+        x1, y1, x2, y2 = (factor * float(value) for value in box[:4])
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=thick)
+        at = (x1 + 1, y1 - 11 if y1 >= 11 else y1 + 1)
+        draw.rectangle(draw.textbbox(at, word), fill=BLACK)
+        draw.text(at, word, fill=colour)
+    return np.asarray(picture)
 
 
 def overlay(image: Tensor, labels: Tensor, num_classes: int) -> Picture:

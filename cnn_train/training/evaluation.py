@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from cnn_train.data.data import Batch
 from cnn_train.tasks.task import Measured, Task
+from cnn_train.training.gradient import totals
 from cnn_train.training.optim import EMA
+from cnn_train.training.progress import Sums
 
 
 class Evaluation:
@@ -20,8 +22,7 @@ class Evaluation:
     def __init__(self, network: nn.Module, task: Task, ema: EMA | None, device: torch.device, samples: int = 0):
         self.network = network
         self.task = task
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = 0
+        self.sums = Sums.zero(device, len(task.loss_parts))
         self.samples = torch.zeros(samples, 4, dtype=torch.float64, device=device)
         self._averaged = ExitStack()
         task.reset()
@@ -31,21 +32,21 @@ class Evaluation:
     def add(self, images: Tensor, batch: Batch) -> None:
         """Count a batch whose images are as the network takes them."""
         scores = self.task.infer(self.network, images)
-        self.loss_sum += self.task.loss(scores, batch.targets) * len(images)
-        self.count += len(images)
+        self.sums.add(totals(self.task.learn(scores, batch.targets, images.shape[-2:]), len(images)))
         judged = self.task.update(scores, batch)
         if len(self.samples):
             self.samples[batch.indices] = torch.cat([torch.ones_like(judged[:, :1]), judged], 1)
 
     def finish(self, sum_over_processes: Callable[[Tensor], Tensor], choose: bool = False) -> Measured:
-        """What was found, the mean loss per image among the metrics; the task may `choose` by it before it judges."""
-        total = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(self.count))])
-        loss, count = sum_over_processes(total).tolist()
+        """What was found, the mean loss among the metrics; the task may `choose` by it before it judges."""
+        loss, _, _, weight, *parts = sum_over_processes(torch.cat(self.sums.values())).tolist()
         if choose:
             self.task.choose()
         measured = self.task.compute()
-        measured.metrics = {"loss": loss / max(count, 1), **measured.metrics}
-        if len(self.samples):
+        names = [f"loss_{name}" for name in self.task.loss_parts]
+        measured.metrics = {"loss": loss / max(weight, 1), **measured.metrics}
+        measured.metrics |= {name: part / max(weight, 1) for name, part in zip(names, parts, strict=True)}
+        if len(self.samples) and not measured.samples:
             rows = sum_over_processes(self.samples).tolist()
             measured.samples = {index: row for index, (seen, *row) in enumerate(rows) if seen}
         self.leave()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from cnn_train.data.data import Batch
 from cnn_train.data.random import seed_generators
-from cnn_train.models.network import main_scores
 from cnn_train.tasks.task import Measured, Task
 from cnn_train.training.batches import STEPS_PER_CALL, Calls, EvalBatches, Steps, listens_to_batches
 from cnn_train.training.evaluation import Evaluation
+from cnn_train.training.gradient import Gradient, Totals
 from cnn_train.training.memory import parts_that_fit
 from cnn_train.training.optim import EMA
 from cnn_train.training.progress import Best, Curve, Progress, Sums
@@ -77,11 +77,13 @@ class Loop(L.LightningModule):
         self.metrics: dict[str, float] = {}
         self.measured: Measured | None = None  # of the last evaluation
         self.worst: dict[str, list[int]] = {}  # of a split: the samples that came out worst, from the worst on
+        self.per_class: dict[str, dict[str, list[float]]] = {}  # of a split: the table of classes
         self.resume_state: dict[str, Any] | None = None
         self.ema: EMA | None = None
         self.validated = False
         self.between_updates = True
         self.split_batches = recipe.split_batches or 1
+        self.gradient = Gradient(network, task)
         self.evaluation: Evaluation | None = None
         self._batches: Iterator[Batch] = iter(())
 
@@ -100,9 +102,10 @@ class Loop(L.LightningModule):
             self._begin_group()
 
         images = self.to_network(batch.images)
-        loss, correct, count = self.gradients(images, batch.targets, group_size)
-        finite = True
+        totals = self.add_gradient(images, batch.targets, group_size)
+        loss, finite = totals.loss, True
         if last_of_group:
+            self.gradient.settle(self.parameters_in_order, self.over_processes, self.trainer.world_size)
             factor = recipe.factor(progress.step - position % accumulate, progress.steps_per_epoch)
             lr = self.update.set_learning_rate(factor, progress.epoch)
             if self.listened:
@@ -112,10 +115,7 @@ class Loop(L.LightningModule):
         progress.step += 1
         progress.images += len(images) * self.trainer.world_size
         if finite:
-            self.sums.loss += loss * len(images)
-            self.sums.correct += correct
-            self.sums.count += count
-            self.sums.images += len(images)
+            self.sums.add(totals)
         else:
             self.check_finite()
         self.between_updates = last_of_group
@@ -124,34 +124,17 @@ class Loop(L.LightningModule):
         return loss
 
     def _begin_group(self) -> None:
+        self.gradient.begin()
         if self.recipe.skip_not_finite:
             self._running_before = [buffer.clone() for buffer in self._running]
         if self.listened:
             call._call_callback_hooks(self.trainer, "on_before_zero_grad", self.optimizer)
 
-    def gradients(self, images: Tensor, targets: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a batch's share of its group's gradient; its loss, correct predictions and countable targets."""
-        parts = min(self.split_batches, len(images))
-        if parts == 1:
-            return self._backward(images, targets, 1 / group_size)
-        results = []  # their weighted sum is the batch's loss, if that is a mean over its images
-        for part, labels in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            share = len(part) / len(images)
-            loss, correct, count = self._backward(part, labels, share / group_size)
-            results.append((loss * share, correct, count))
-        loss, correct, count = (torch.stack(values).sum(0) for values in zip(*results, strict=True))
-        return loss, correct, count
-
-    def _backward(self, images: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = self.network(images)
-        loss = self.task.total_loss(outputs, targets)
-        loss_share = loss * weight if weight != 1 else loss
-        if self._plain:
-            loss_share.backward()  # without Lightning's hooks around it, 0.1 ms
-        else:
-            self.manual_backward(loss_share)
-        with torch.no_grad():
-            return loss.detach(), *self.task.count(main_scores(outputs), targets)
+    def add_gradient(self, images: Tensor, targets: Tensor, group_size: int) -> Totals:
+        """Add a batch's share of its group's gradient."""
+        # Plain: without Lightning's hooks around it, 0.1 ms.
+        backward = Tensor.backward if self._plain else self.manual_backward
+        return self.gradient.add(images, targets, self.split_batches, group_size, backward)
 
     def to_network(self, images: Tensor) -> Tensor:
         """Images in the memory format and the type of the weights; mixed precision casts later, by itself."""
@@ -181,7 +164,7 @@ class Loop(L.LightningModule):
         steps = steps if self.recipe.limit_batches is None else min(steps, self.recipe.limit_batches)
         self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
-        self.sums = Sums.zero(self.device)
+        self.sums = self.no_sums()
         self._running = list(self.network.buffers())
         plain = self.scaler is None and not self.listened
         self._plain = plain and isinstance(self.trainer.strategy, SingleDeviceStrategy)
@@ -203,13 +186,17 @@ class Loop(L.LightningModule):
         def attempt(parts: int) -> None:
             self.split_batches = parts
             with self.trainer.precision_plugin.forward_context():
-                self.gradients(self.to_network(batch.images), batch.targets, 1)
+                self.add_gradient(self.to_network(batch.images), batch.targets, 1)
 
         weights, clean = self.parameters_in_order, self.optimizer.zero_grad
         parts = parts_that_fit(attempt, clean, len(batch.images), weights, self._running)
         self.split_batches = int(self.over_processes(torch.tensor(parts, device=self.device), "max"))
         if self.trainer.is_global_zero and self.split_batches > 1:
             log.warning("a batch of %d goes in %d parts, which fits", self.data.batch_size, self.split_batches)
+
+    def no_sums(self) -> Sums:
+        """The totals of an epoch that begins."""
+        return Sums.zero(self.device, len(self.task.loss_parts))
 
     def over_processes(self, value: Tensor, how: str = "sum") -> Tensor:
         """The sum, or the `max`, of every process's value."""
@@ -240,7 +227,7 @@ class Loop(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.validated = False
         if self.progress.step_in_epoch == 0:
-            self.sums = Sums.zero(self.device)
+            self.sums = self.no_sums()
         if not self.listened:
             self._batches = self.train_batches()
 
@@ -260,8 +247,10 @@ class Loop(L.LightningModule):
     def _sum_up(self) -> None:
         """Metrics of the epoch's training, over all processes."""
         self.flush_curve()
-        loss, correct, count, images = self.over_processes(torch.stack(self.sums.values())).tolist()
-        self._keep({"train/loss": loss / images, f"train/{self.task.train_metric}": correct / max(count, 1)})
+        loss, correct, count, weight, *parts = self.over_processes(torch.cat(self.sums.values())).tolist()
+        metrics = {"train/loss": loss / max(weight, 1), f"train/{self.task.train_metric}": correct / max(count, 1)}
+        names = [f"train/loss_{name}" for name in self.task.loss_parts]
+        self._keep(metrics | {name: part / max(weight, 1) for name, part in zip(names, parts, strict=True)})
 
     def _keep(self, metrics: dict[str, float]) -> None:
         """Metrics for us, and for Lightning's callbacks; loggers get them from the callback `Curves`."""
@@ -318,8 +307,9 @@ class Loop(L.LightningModule):
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
-            "sums": self.all_processes(torch.stack(self.sums.values())).cpu(),
+            "sums": self.all_processes(torch.cat(self.sums.values())).cpu(),
             "metrics": dict(self.metrics),
+            "per_class": {split: dict(columns) for split, columns in self.per_class.items()},
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
             "curve": [list(point) for point in self.curve.points()],
             "split_batches": self.split_batches,
@@ -341,6 +331,7 @@ class Loop(L.LightningModule):
         self.sums = Sums.of(state["sums"], self.trainer.global_rank, self.trainer.world_size, self.device)
         self.metrics = dict(state["metrics"])
         self.split_batches = state["split_batches"]
+        self.worst, self.per_class = dict(state["worst"]), dict(state["per_class"])
         self.task.restore(state.get("chosen") or {})
         self.curve.restore(state["curve"], self.device)
 
@@ -352,6 +343,7 @@ class Loop(L.LightningModule):
             self.ema.load_state_dict(state["ema"])
         self.metrics = dict(state["metrics"])
         self.worst = dict(state.get("worst", {}))
+        self.per_class = dict(state.get("per_class", {}))
         self.task.restore(state.get("chosen") or {})
 
     # Evaluation -----------------------------------------------------------------------------------------------------
@@ -391,6 +383,7 @@ class Loop(L.LightningModule):
         assert self.evaluation is not None
         self.measured = self.evaluation.finish(self.over_processes, choose=split == "val")
         self._keep({f"{split}/{name}": value for name, value in self.measured.metrics.items()})
+        self.per_class[split] = self.measured.per_class
         if self.measured.worst is not None:
             self.worst[split] = self.measured.worst
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn_train.training.gradient import Totals
+
 
 @dataclass
 class Progress:
@@ -29,23 +31,33 @@ class Progress:
 
 @dataclass
 class Sums:
-    """Totals over the steps of an epoch so far, on the device."""
+    """Totals over the steps of an epoch so far, on the device; those of the loss are to be divided by `weight`."""
 
     loss: Tensor
     correct: Tensor
     count: Tensor
-    images: Tensor
+    weight: Tensor
+    parts: Tensor  # (P) of the loss
 
     @classmethod
-    def zero(cls, device: torch.device) -> "Sums":
-        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
+    def zero(cls, device: torch.device, parts: int = 0) -> "Sums":
+        return cls(*(torch.zeros(size, dtype=torch.float64, device=device) for size in (1, 1, 1, 1, parts)))
+
+    def add(self, batch: Totals) -> None:
+        """Take in a batch."""
+        self.loss += batch.total
+        self.correct += batch.correct
+        self.count += batch.count
+        self.weight += batch.weight
+        if batch.parts is not None:
+            self.parts += batch.parts
 
     @classmethod
     def of(cls, rows: Tensor, rank: int, world_size: int, device: torch.device) -> "Sums":
-        """One process's of the sums (processes, 4) that a checkpoint holds; all of them in the first process where the
-        number of processes has changed."""
+        """One process's of the sums (processes, 4 + P) that a checkpoint holds; all of them in the first process where
+        the number of processes has changed."""
         row = rows[rank] if len(rows) == world_size else rows.sum(0) * (rank == 0)
-        return cls(*row.to(device))
+        return cls(*row.to(device).split([1, 1, 1, 1, len(row) - 4]))
 
     def values(self) -> list[Tensor]:
         return [getattr(self, f.name) for f in fields(self)]

@@ -108,6 +108,8 @@ class FCOS(nn.Module):
     middle of cells, or, with `corners`, at their upper left corners.
     """
 
+    task = "detection"
+
     def __init__(
         self, backbone: PyramidEncoder, head: FCOSHead, *, in_channels: int, corners: bool = False, layers: LayerFactory
     ):

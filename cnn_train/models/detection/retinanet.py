@@ -63,6 +63,8 @@ class RetinaNet(nn.Module):
     `corners`, on their upper left corners.
     """
 
+    task = "detection"
+
     def __init__(
         self,
         backbone: PyramidEncoder,

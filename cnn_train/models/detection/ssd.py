@@ -74,6 +74,8 @@ class SSD(nn.Module):
     aspect ratios of each map besides 1; `steps` the strides of the maps in pixels, None as their sizes say.
     """
 
+    task = "detection"
+
     def __init__(
         self,
         backbone: Any,

@@ -55,6 +55,8 @@ class YOLOv2(nn.Module):
     Quality is the objectness, of which the softmax over the classes is conditional.
     """
 
+    task = "detection"
+
     def __init__(
         self,
         encoder: str | nn.Module,

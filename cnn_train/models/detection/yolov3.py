@@ -67,6 +67,8 @@ class YOLOv3(nn.Module):
     Quality is the objectness, of which class probabilities are conditional.
     """
 
+    task = "detection"
+
     def __init__(
         self,
         encoder: str | nn.Module,

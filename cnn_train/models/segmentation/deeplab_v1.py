@@ -53,6 +53,8 @@ class LargeFOV(nn.Sequential):
 class DeepLabV1(nn.Module):
     """VGG-16 with holes and LargeFOV: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
+    task = "segmentation"
+
     def __init__(
         self,
         num_classes: int,

@@ -42,6 +42,8 @@ class DeepLabV2(nn.Module):
     In training with `scales`: (maximum, scores of the image, scores of each scale), all of input size.
     """
 
+    task = "segmentation"
+
     aux_weight = 1.0
 
     def __init__(

@@ -29,6 +29,8 @@ DEFAULT = LayerFactory(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
 class DeepLabV3Plus(nn.Module):
     """Encoder, ASPP, decoder (Fig. 2): (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
+    task = "segmentation"
+
     def __init__(
         self,
         backbone: Encoder,

@@ -43,6 +43,8 @@ class FCN(nn.Module):
     as the release does. `width` is the channels of VGG's first block; all other layers are proportional to it.
     """
 
+    task = "segmentation"
+
     dense_layers: ClassVar[dict[str, str]] = {"fc6": "classifier.0", "fc7": "classifier.3"}  # in VGG
 
     def __init__(
@@ -158,6 +160,8 @@ class EncoderHead(nn.Module):
     In training with an auxiliary head on the map `aux_stage`: (scores, auxiliary scores), both of input size, the
     latter to be weighted by `aux_weight` in the loss.
     """
+
+    task = "segmentation"
 
     def __init__(
         self,

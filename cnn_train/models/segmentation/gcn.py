@@ -48,6 +48,8 @@ class GCN(nn.Module):
     (N, in_channels, H, W) -> (N, num_classes, H, W).
     """
 
+    task = "segmentation"
+
     def __init__(self, backbone: Encoder, num_classes: int, *, kernel_size: int, dropout: float, layers: LayerFactory):
         super().__init__()
         if kernel_size % 2 == 0:

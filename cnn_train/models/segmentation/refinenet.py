@@ -92,6 +92,8 @@ class RefineNetBlock(nn.Module):
 class RefineNet(nn.Module):
     """The cascade on the last four maps of an encoder: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
+    task = "segmentation"
+
     def __init__(
         self,
         backbone: Encoder,

@@ -25,6 +25,8 @@ __all__ = ["segnet"]
 class SegNet(nn.Module):
     """Mirrored encoder and decoder: (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
+    task = "segmentation"
+
     def __init__(
         self, encoder: str, num_classes: int, *, in_channels: int, width: int, dropout: float, layers: LayerFactory
     ):

@@ -97,6 +97,8 @@ class MirrorPad(nn.Module):
 class UNet(nn.Module):
     """Contracting and expanding path of `depth` steps (Fig. 1): (N, in_channels, H, W) -> (N, num_classes, H, W)."""
 
+    task = "segmentation"
+
     def __init__(
         self,
         num_classes: int,
@@ -161,6 +163,8 @@ class UNet(nn.Module):
 
 class EncoderUNet(nn.Module):
     """The expanding path on the maps of a classification network; a last step reaches the input's size."""
+
+    task = "segmentation"
 
     def __init__(
         self,

@@ -105,7 +105,11 @@ class Display(Callback):
         parts = [f"epoch {epoch:>{len(str(last))}}/{last}"]
         for name, value in loop.metrics.items():
             split, _, metric = name.partition("/")
-            if split == "train" or (split == "val" and loop.validated and metric in loop.task.shown_metrics):
+            if split == "train":
+                shown = not metric.startswith("loss_")
+            else:
+                shown = split == "val" and loop.validated and metric in loop.task.shown_metrics
+            if shown:
                 parts.append(f"{name.replace('/', ' ')} {number(value)}")
         parts.append(duration(now - self.epoch_started))
         line = Text("  ".join(parts))

@@ -15,7 +15,6 @@ from cnn_train.data.random import seed_generators
 from cnn_train.errors import DivergedError
 from cnn_train.runs import checkpoint
 from cnn_train.training.loop import Callback, Loop
-from cnn_train.training.progress import Sums
 from cnn_train.training.samples import names_of
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class NotFinite(Callback):
         position = {"epoch": now.epoch, "step": now.step, "images": now.images}
         loop.load_training_state({**state, "progress": position, "curve": []})
         if progress["epoch"] != now.epoch:
-            loop.sums = Sums.zero(loop.device)
+            loop.sums = loop.no_sums()
         loop.optimizer.zero_grad(set_to_none=True)
         return progress["step"]
 
@@ -106,7 +105,7 @@ def examine(loop: Loop, step: int) -> dict[str, Any]:
             watch.see("the images of the batch", batch.images)
             with loop.trainer.precision_plugin.forward_context():
                 outputs = loop.network(loop.to_network(batch.images))
-                value = loop.task.total_loss(outputs, batch.targets)
+                value = loop.task.learn(outputs, batch.targets, batch.images.shape[-2:]).loss
             loss = float(value.detach())
             watch.see("the loss (every layer's output is finite)", value)
             value.backward()
