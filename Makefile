@@ -41,8 +41,9 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## Compare a training step with a plain PyTorch loop
+bench: $(INSTALLED)  ## Compare steps with a plain PyTorch loop, and sweeps with their goals
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/sweep_overhead.py warm sleep plan
 
 clean:  ## Remove build products; keep runs
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

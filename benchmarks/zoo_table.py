@@ -21,7 +21,7 @@ from cnn_train.analysis.graph import Graph
 from cnn_train.config.build import build, build_layers
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
-from cnn_train.inspection.subject import facts, published
+from cnn_train.inspection.subject import published
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 BEGIN, END = "<!-- tables: benchmarks/zoo_table.py --write -->", "<!-- end of tables -->"
@@ -121,7 +121,7 @@ def describe(model: str) -> Row:
     paper, year = reference(inspect.getdoc(module) or "", title)
     num_classes, channels, size = published(cfg, choices)
     if segments:  # all of them by the same data
-        voc = facts(choices, "data", "voc")
+        voc = choices.body("data", "voc")["published"]
         num_classes, size = voc["num_classes"], voc["image_size"]
     with torch.device("meta"):
         network = build(cfg.model, num_classes=num_classes, in_channels=channels, layers=build_layers(cfg))

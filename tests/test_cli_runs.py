@@ -92,7 +92,7 @@ def own(here) -> Path:
     """Choices of the user's own, and a run that was composed with them."""
     (here / "my" / "postprocess").mkdir(parents=True)
     (here / "my" / "postprocess" / "mine.yaml").write_text(
-        "# cnn-train postprocess=mine\n# Ours\n_target_: cnn_train.postprocess.morphology.Morphology\n_partial_: true\n"
+        "# cnn-train postprocess=mine\n# Ours\n_target_: cnn_train.postprocess.Morphology\n_partial_: true\n"
     )
     config = compose(["model=unet"], "my")
     (here / "outputs" / NAMES[2] / "config.yaml").write_text(OmegaConf.to_yaml(config))
@@ -104,7 +104,7 @@ def test_a_run_finds_the_folder_of_choices_that_it_was_composed_with(own, capsys
     assert config.config_dir == str(own) and config.choices.postprocess == "mine"
     assert recorded_choices(config).dirs[1] == own
     shown = ("--cfg", "job", "-p", "postprocess._target_")
-    assert run(capsys, "eval", "unet", "postprocess=mine", *shown)[1].endswith("morphology.Morphology\n")
+    assert run(capsys, "eval", "unet", "postprocess=mine", *shown)[1].endswith("postprocess.Morphology\n")
     assert run(capsys, "predict", "unet", "x", "postprocess=mine", *shown)[0] == 0
     assert compose().config_dir is None
 

@@ -86,7 +86,7 @@ def test_a_large_group_gets_the_three_nearest_and_a_small_one_all(capsys):
         ("trainer.accelerator=cuda", "has no 'cuda'. Did you mean gpu?", "trainer.accelerator=gpu"),
         ("trainer.precision=fp16", "Did you mean 16-mixed?", "trainer.precision=16-mixed"),
         ("data.root=X", "unknown setting 'data.root'; data=digits has image_size, batch_size", None),
-        ("data=npy", "no data 'npy'. There are", None),
+        ("data=npy", "no data 'npy'. The nearest are", None),
         ("fit", "no command 'fit'. Did you mean train?", "train"),
         ("evaluate run=x", "Did you mean eval?", "eval run=x"),
         ("num_classes=3", "unknown setting 'num_classes'; it comes from the data", None),

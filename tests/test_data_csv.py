@@ -99,7 +99,7 @@ def test_several_labels(root):
     wanted = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]]).float()
     for data in (several, columns):
         assert data.class_names == ["sand", "sea", "sun"] and data.targets == "multilabels"
-        assert data.task == "classification"
+        assert data.task == "multilabel"
         batch = next(data.train_batches(0, device=CPU))
         shown = batch.images[:, 0, 0, 0].round().long() // 5
         assert batch.targets.dtype == torch.float32 and torch.equal(batch.targets, wanted[shown % 4])

@@ -145,7 +145,7 @@ def test_statistics_are_computed_once_and_kept(root, monkeypatch):
     images = torch.cat([batch.images for batch in data.eval_batches("train", device=CPU)])
     assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
     monkeypatch.setattr("cnn_train.data.disk.histogram_statistics", lambda counts: pytest.fail("computed again"))
-    monkeypatch.setattr("cnn_train.data.disk.check_files", lambda *args: pytest.fail("verified again"))
+    monkeypatch.setattr("cnn_train.data.survey.look_over", lambda *args: pytest.fail("verified again"))
     assert build(root).mean == data.mean
     assert build(root, mean=[0.5] * 3, std=[0.2] * 3, image_size=16).std == [0.2] * 3
 

@@ -295,7 +295,7 @@ def test_missing_folders(root):
 def test_checked_once(root, monkeypatch):
     write(root, 8)
     build(root)
-    monkeypatch.setattr("cnn_train.data.masks.check_files", lambda *args: pytest.fail("checked again"))
+    monkeypatch.setattr("cnn_train.data.masks.look_over", lambda *args: pytest.fail("checked again"))
     build(root)
     Image.fromarray(labels_of(3)).save(root / "masks" / "03.png")
     with pytest.raises(pytest.fail.Exception):

@@ -244,7 +244,7 @@ def test_a_folded_stem_answers_to_grey_as_before(channels):
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_an_encoder_takes_the_weights_of_its_network(tmp_path, capsys, channels, norm):
+def test_an_encoder_takes_the_weights_of_its_network(tmp_path, channels, norm):
     torch.manual_seed(0)
     pretrained = builder("resnet18")(widths=[4, 8, 8, 8]).double()
     for module in pretrained.modules():
@@ -254,10 +254,9 @@ def test_an_encoder_takes_the_weights_of_its_network(tmp_path, capsys, channels,
     torch.save(pretrained.state_dict(), tmp_path / "resnet18.pth")
     layers = LayerFactory(norm_layer=norm)
     network = deeplabv3(5, in_channels=channels, encoder_widths=[4, 8, 8, 8], aspp_channels=8, layers=layers).double()
-    load_weights(network, weights(tmp_path / "resnet18.pth"), tmp_path / "resnet18.pth")
-    told = capsys.readouterr().err
-    assert ("conv1.weight is folded from 3" in told) == (channels != 3)
-    assert "start fresh (classifier.0" in told
+    report = load_weights(network, weights(tmp_path / "resnet18.pth"), tmp_path / "resnet18.pth")
+    assert [row.name for row in report.of("adapted")] == (["backbone.conv1.weight"] if channels != 3 else [])
+    assert {row.name.split(".")[0] for row in report.of("fresh")} == {"classifier"}
     grey = torch.randn(1, 1, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = Encoder(pretrained, output_stride=8).eval()(grey.expand(-1, 3, -1, -1))[-1]

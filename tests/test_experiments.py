@@ -11,11 +11,14 @@ from omegaconf import DictConfig
 from cnn_train.config.build import build
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import compose
+from cnn_train.data.targets import TargetSpec
 from cnn_train.experiment.build import build_task
 from cnn_train.experiment.network import build_network_and_data
+from cnn_train.training.recipe import Recipe
+from cnn_train.training.update import make_optimizer
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = Choices.find().options("experiment")
+EXPERIMENTS = [name for name in Choices.find().options("experiment") if not name.startswith("finetune")]
 # A second each; the others have tens of millions of weights, or hundreds of layers.
 SMALL = ["lenet5_1998", "lenet5_caffe", "lstm_mnist", "resnet20_cifar10", "mobilenet_v1_imagenet"]
 
@@ -62,7 +65,8 @@ def test_augmentation_takes_colour_images(name):
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
     segments = cfg.choices.data == "voc"
     targets = torch.randint(0, 10, (3, 40, 40) if segments else (3,))
-    changed, labels = augment(images, targets, torch.arange(3), 0, 0, ignore_index=255, num_classes=10)
+    spec = TargetSpec("maps" if segments else "labels", 10, 255)
+    changed, labels = augment(images, targets, torch.arange(3), 0, 0, spec)
     assert changed.shape == images.shape and changed.dtype == torch.uint8 and not torch.equal(changed, images)
     assert labels.shape == targets.shape
 
@@ -80,8 +84,8 @@ def first_step(name: str) -> None:
     ]
     cfg = compose([f"experiment={name}", "trainer=cpu", *small])
     network, batches = build_network_and_data(cfg)
-    task = build_task(cfg, network, batches)
-    optimizer = task.configure_optimizers()
+    task = build_task(cfg, batches, getattr(network, "aux_weight", 0.0))
+    optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
     batch = next(batches.train_batches(0, device=torch.device("cpu")))
     before = [p.detach().clone() for p in network.parameters()]
     loss = task.total_loss(network.train()(batch.images), batch.targets)

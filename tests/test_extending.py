@@ -62,6 +62,7 @@ def test_every_example_of_the_page_runs_from_elsewhere(site, tmp_path):
     commands = write_examples(tmp_path)
     assert len(commands) == 9 and len(BLOCKS) == 22
     (tmp_path / "random.py").write_text("raise SystemExit('it stands for a module of Python')")
+    commands.append("cnn-train trainer.fast_dev_run=true model=resnet20")
     lines = [f"{command.removeprefix('cnn-train ')} {SHORT.replace('logger=none ', '')}" for command in commands]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], input="\n".join(lines), capture_output=True, text=True, cwd=tmp_path,

@@ -618,7 +618,7 @@ def test_a_small_checkpoint_is_small(make, told, tmp_path):
 
 def test_a_folder_one_stands_in_is_no_library(tmp_path):
     from cnn_train.experiment.processes import start
-    from cnn_train.sweep.local import WORKER
+    from cnn_train.sweep.workers import WORKER
 
     mark = tmp_path / "mark"
     for name in ("random", "json", "torch", "cnn_train"):

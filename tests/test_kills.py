@@ -160,9 +160,9 @@ def test_a_second_signal_ends_at_once(tmp_path):
     folder = prepare(tmp_path / "a")
 
     def hang() -> None:
-        from cnn_train.tasks.task import Task
+        from cnn_train.training.loop import Loop
 
-        Task._update = lambda self, loss: time.sleep(60)
+        Loop.gradients = lambda self, *batch: time.sleep(60)
 
     child = begin(folder, False, hang)
     while not (folder / "log.txt").exists():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnn_train.tasks.class_weights import class_weights_from_counts, positive_weights_from_counts
 from cnn_train.tasks.losses import (
     BCE,
     OHEM,
@@ -18,7 +19,6 @@ from cnn_train.tasks.losses import (
     LovaszSoftmax,
     MultiClassHinge,
     Sum,
-    class_weights_from_counts,
 )
 
 IGNORE = 255
@@ -333,3 +333,15 @@ def test_class_weights_by_inverse_frequency():
     for senseless in ([0, 0], [[1, 2]]):
         with pytest.raises(ValueError, match="counts of each class"):
             class_weights_from_counts(senseless)
+
+
+def test_positive_weights_are_those_of_torch():
+    torch.manual_seed(0)
+    scores, targets = torch.randn(30, K), (torch.rand(30, K) < torch.tensor([0.1, 0.5, 0.9, 0.5])).float()
+    weights = positive_weights_from_counts(targets.sum(0), len(targets))
+    for k in range(K):
+        count = int(targets[:, k].sum())
+        assert float(weights[k]) == pytest.approx((30 - count) / count)
+    ours = BCE(num_classes=K, positive_weights=weights)(scores, targets)
+    assert float(ours) == pytest.approx(float(F.binary_cross_entropy_with_logits(scores, targets, pos_weight=weights)))
+    assert positive_weights_from_counts([0, 5, 3], 5).tolist() == [1, 1, pytest.approx(2 / 3)]

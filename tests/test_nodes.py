@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import slurm
 from kills import unequal
 
 from cnn_train.runs import checkpoint
@@ -75,3 +76,28 @@ def test_a_wrong_number_of_processes_is_told_with_the_right_one(tmp_path):
     )  # fmt: skip
     assert node.returncode != 0
     assert "the launcher started 2 processes, but trainer.devices=3 on trainer.num_nodes=1 makes 3" in node.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm.WHY), reason=slurm.WHY)
+def test_srun_starts_the_processes_of_one_run(tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("slurm")
+    words = ["trainer.max_epochs=1", "trainer.devices=2", f"output_dir={tmp_path / 'srun'}"]
+    command = [sys.executable, "-m", "cnn_train", *OPTIONS, *words]
+    with slurm.cluster(folder) as environment:
+        environment |= {k: v for k, v in ENVIRONMENT.items() if k != "PATH"}
+        run = subprocess.run(
+            ["srun", "--nodes=1", "--ntasks-per-node=2", *command],
+            env=environment, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("test/acc") == 1
+        (result,) = (tmp_path / "srun" / "lenet5").iterdir()
+        wrong = subprocess.run(
+            ["srun", "--nodes=1", "--ntasks=2", *command], env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert "give it --nodes=1 --ntasks-per-node=2" in wrong.stderr
+    here = ["trainer.max_epochs=1", "trainer.devices=2", f"output_dir={tmp_path / 'devices'}"]
+    subprocess.run([sys.executable, "-m", "cnn_train", *OPTIONS, *here], check=True, env=ENVIRONMENT, timeout=300)
+    (other,) = (tmp_path / "devices" / "lenet5").iterdir()
+    assert (result / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()

@@ -106,8 +106,8 @@ def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
         assert err.count("stopped at step") == 1 and f"stopped at step {step}," in err
         assert "Traceback" not in err and "gloo" not in err
         assert alive(both.values()) == []
-        resume = ["--resume"]
-    process = start(folder, "--resume")
+        resume = ["resume=true"]
+    process = start(folder, "resume=true")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert leftovers(folder) == []
@@ -151,7 +151,7 @@ def test_one_that_fails_ends_the_other_and_its_error_is_shown(tmp_path, fail, co
     (folder / "spoilt.py").write_text(FAILING.replace("FAIL", fail))
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("cnn_train.data.digits.digits", "spoilt.failing"))
-    process = start(folder)
+    process = start(folder, "trust=spoilt")
     wait_for(folder / "log.txt", process)
     pids: dict[int, int] = {}
     while process.poll() is None:

@@ -198,7 +198,7 @@ def test_evaluate_gives_the_runs_own_numbers(tmp_path, capsys):
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
     validation = evaluate(tmp_path / "a", split="val")
     assert validation["val/acc"] == metrics["val/acc"]
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="no run at"):
         evaluate(tmp_path / "nowhere")
 
 
@@ -319,3 +319,13 @@ def test_training_again_and_again_in_one_process_keeps_nothing_alive(tmp_path):
         assert not [thing for thing in objects if type(thing) is Loop]
         counts.append(len(objects))
     assert counts[3] - counts[2] < 200, counts
+
+
+def test_names_from_files_are_text_on_the_terminal(capsys):
+    from cnn_train.training.callbacks import display
+
+    display.results("test", {"test/acc": 0.5}, {"[red]x": 0.25, "[/b]": 0.5, "a\x1b[31mb": 0.75}, "accuracy")
+    shown = capsys.readouterr().out
+    assert "accuracy [red]x" in shown and "accuracy [/b]" in shown and "accuracy ab" in shown and "\x1b" not in shown
+    display.header({"data": "\x1b]0;title\x07photos [bold]"})
+    assert "photos [bold]" in capsys.readouterr().err

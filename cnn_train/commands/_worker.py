@@ -6,16 +6,20 @@ from pathlib import Path
 from cnn_train.cli.guard import guarded
 from cnn_train.cli.line import Line
 from cnn_train.config.load import load
+from cnn_train.sweep import lifeline
 
 
 def run(line: Line) -> int:
-    """`worker DIR [resume=true] [trust=NAME]... [may=KEY]...`: the exit code of the run.
+    """`worker DIR [resume=true] [changed_data=accept] [trust=NAME]... [may=KEY]...`: the exit code of the run.
 
     The config in DIR is checked like any file; `trust` and `may` are what the process that started this one found in
     the config that it had composed or checked.
     """
     from cnn_train.experiment import processes
 
+    lifeline.end_with_sweep()
+
+    lifeline.end_with_sweep()
     folder, resume = Path(line.words[0]), "resume=true" in line.overrides
 
     def words(key: str) -> list[str]:
@@ -24,7 +28,8 @@ def run(line: Line) -> int:
     def train_run() -> None:
         from cnn_train.experiment.train import train
 
-        train(load(folder, trust=words("trust"), may=words("may")), folder, resume)
+        changed = "changed_data=accept" in line.overrides
+        train(load(folder, trust=words("trust"), may=words("may")), folder, resume, changed)
 
     if "LOCAL_RANK" not in os.environ:
         return guarded(train_run, folder=folder)

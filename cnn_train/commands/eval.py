@@ -11,7 +11,7 @@ from cnn_train.runs.find import Run, find
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OfRun):
-    split: Literal["val", "test"] | None = option("the images; without it test, with -m val", default=None)
+    split: Literal["train", "val", "test"] | None = option("the images; without it test, with -m val", default=None)
     multirun: bool = flag("--multirun")
     examples = (
         ("cnn-train eval last", "test metrics of the newest run"),

@@ -1,4 +1,4 @@
-"""Continue a stopped run, or train it for longer."""
+"""Continue a stopped run or sweep, or train a run for longer."""
 
 import sys
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from cnn_train.cli.options import OfRun, option
 from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
 from cnn_train.runs.find import find
+from cnn_train.sweep import start
+from cnn_train.sweep.folder import is_sweep
 
 # What may change in a resumed run: a setting, or all below one that ends with a dot. Changing anything else would
 # join two different experiments in one run.
@@ -25,6 +27,9 @@ class Options(OfRun):
     schedule: Literal["stretch", "keep", "restart"] = option(
         "of a longer run: over its new length, as it was, or anew from here", default="stretch"
     )
+    changed_data: Literal["refuse", "accept"] = option(
+        "samples or classes that are not what they were", default="refuse"
+    )
     examples = (
         ("cnn-train resume last", "continue where the newest run was stopped"),
         ("cnn-train resume last trainer.max_epochs=80 schedule=keep", "train it for longer"),
@@ -32,6 +37,8 @@ class Options(OfRun):
 
 
 def run(options: Options) -> int:
+    if is_sweep(Path(options.run)):
+        return start.resume(Path(options.run), options.settings, **options.reading)
     folder = find(options.run, options.output_dir).folder
     for word in options.settings:
         key = word.partition("=")[0].lstrip("+~")
@@ -51,7 +58,7 @@ def run(options: Options) -> int:
         set_schedule(config, folder, options.schedule, before)
     from cnn_train.experiment.train import train
 
-    train(config, folder, resume=True)
+    train(config, folder, resume=True, changed_data=options.changed_data == "accept")
     return 0
 
 

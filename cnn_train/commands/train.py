@@ -28,6 +28,10 @@ def run(options: Options) -> int:
     config = composer.compose(options.settings)
     if shown(config, options, composer.choices):
         return 0
+    if config.sweep.axes:  # an experiment that is a sweep
+        from cnn_train.commands import sweep
+
+        return sweep.train_all(options, options.resume)
     from cnn_train.experiment.train import train
 
     train(config, resume=options.resume or False)

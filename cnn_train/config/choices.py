@@ -13,7 +13,7 @@ from cnn_train.errors import ConfigError
 # Order of the help, of a run's header and of the config; experiment and debug write into the others.
 GROUPS = (
     "model", "data", "augment", "norm", "act", "pool", "global_pool", "upsample", "init", "optimizer", "scheduler",
-    "loss", "inference", "postprocess", "trainer", "logger", "callbacks", "sweep", "experiment", "debug",
+    "finetune", "loss", "inference", "postprocess", "trainer", "logger", "callbacks", "sweep", "experiment", "debug",
 )  # fmt: skip
 
 

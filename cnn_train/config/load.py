@@ -123,7 +123,7 @@ def _choose_after_training(config: DictConfig, chosen: Sequence[Override], parse
     choices = recorded_choices(config)
     composer = Composer(choices.dirs[1] if len(choices.dirs) > 1 else None)
     defaults = composer.choices.defaults()
-    lines = [f"{group}={defaults[group]}" for group in AFTER_TRAINING if group not in config]
+    lines = [f"{group}={defaults[group]}" for group in (*AFTER_TRAINING, "finetune") if group not in config]
     lines += [line for override in chosen if (line := composer._selection(override, parsed))]
     for line in lines:
         group, option = line.split("=", 1)

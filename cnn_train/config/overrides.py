@@ -125,7 +125,11 @@ def _parent(config: DictConfig, key: str, override: Override, parsed: Sequence[O
 def _takes(parent: DictConfig, name: str) -> bool:
     """Whether the builder of a node has this parameter, though its YAML does not list it."""
     found = signature_of(parent)
-    return found is not None and name in found.parameters
+    if found is None or name in found.parameters:
+        return found is not None
+    # What a builder hands on to a library is the library's to judge, but for a slip of the pen.
+    hands_on = found.open_ended and found.kind in ("function", "class")
+    return hands_on and nearest(name, [*found.parameters, *map(str, parent)], cutoff=0.75) is None
 
 
 def _same_kind(parent: DictConfig, name: str, key: str, value: Any) -> None:

@@ -55,9 +55,16 @@ class TrainerConfig:
 
 @dataclass
 class SweepConfig:
+    sampler: Literal["grid", "list", "random", "tpe"]
+    trials: int | None = field(metadata={"least": 1})
+    seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
+    prune: Literal["median", "hyperband"] | None
     jobs: int | Literal["auto"] = field(metadata={"least": 1})
     metric: str | None
     mode: Literal["auto", "max", "min"]
+    on_failure: Literal["continue", "retry", "stop"]
+    fresh: bool
+    axes: dict[str, Any]
 
 
 @dataclass
@@ -83,6 +90,7 @@ class RunConfig:
     init: Any
     optimizer: Any
     scheduler: Any
+    finetune: Any
     loss: Any
     inference: Any
     postprocess: Any
@@ -111,7 +119,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
     "workers": {"least": 0},
     "every_minutes": {"above": 0}, "every_steps": {"least": 1}, "keep_best": {"least": 1}, "patience": {"least": 1},
-    "every": {"least": 1}, "samples": {"least": 0},
+    "every": {"least": 1}, "samples": {"least": 0}, "layer_decay": {"above": 0, "most": 1},
+    "epochs_per_stage": {"least": 1},
 }  # fmt: skip
 
 

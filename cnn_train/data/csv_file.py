@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cnn_train.data.data import Data
 from cnn_train.data.folder import SIDE, image_files
+from cnn_train.data.listing import Listing
 from cnn_train.data.splits import NAMES, check_fractions, group_parts, in_folds, missing_splits
 from cnn_train.errors import DataError
 
@@ -46,6 +47,18 @@ def csv_file(
     further column is a class with 0 or 1. Splits that the table does not give are cut, and `folds` are as in
     `data.folder`. The rest is as in `image_files`. Raises DataError, which names the line.
     """
+    listing = list_table(
+        file, root, targets=targets, columns=columns, val_fraction=val_fraction, test_fraction=test_fraction,
+        folds=folds, fold=fold,
+    )  # fmt: skip
+    return image_files(listing, image_size, SIDE, **options)
+
+
+def list_table(
+    file: str | None, root: str | None, *, targets: Literal["labels", "multilabels"],
+    columns: Mapping[str, str] | None, val_fraction: float, test_fraction: float, folds: int | None, fold: int,
+) -> Listing:  # fmt: skip
+    """The files of `csv_file`. Raises DataError."""
     if file is None:
         raise DataError("data.file is not set; data.file=TABLE.csv with the columns path and label")
     table = Path(os.path.expanduser(file)).resolve()
@@ -59,7 +72,7 @@ def csv_file(
     samples = [(str(folder / row.path), _target(row, number, targets)) for row in rows]
     chosen, notes = _splits(table, rows, number, {"val": val_fraction, "test": test_fraction}, folds, fold)
     splits = {split: [samples[i] for i in part] for split, part in chosen.items()}
-    return image_files(table.stem, folder, targets, splits, class_names, image_size, notes, SIDE, **options)
+    return Listing(table.stem, folder, targets, splits, class_names, notes)
 
 
 def _target(row: Row, number: Mapping[str, int], targets: str) -> int | list[float]:

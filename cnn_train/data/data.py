@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from cnn_train.data.augment import Augment, check_support
 from cnn_train.data.boxes import UNUSED
-from cnn_train.data.random import generator
-from cnn_train.data.splits import split_table
+from cnn_train.data.sampling import balanced_order, uniform_order
+from cnn_train.data.splits import skipped_table, split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
 
@@ -58,6 +58,10 @@ class Source(Protocol):
         """Samples, or pixels, of each class (K)."""
         ...
 
+    def labels(self) -> Tensor:
+        """Every sample's class number (N), or multi-labels (N, K); only where these are the targets."""
+        ...
+
 
 @dataclass
 class InMemory:
@@ -98,6 +102,9 @@ class InMemory:
     def class_counts(self, num_classes: int) -> Tensor:
         return self.origin.class_counts(num_classes) if self.origin is not None else counts(self.targets, num_classes)
 
+    def labels(self) -> Tensor:
+        return self.targets.cpu()
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -106,7 +113,7 @@ class DataSet:
     Targets equal to `ignore_index` count nowhere; `min_visible` is as in `TargetSpec`. `resize` says how images were
     brought to size (`cnn_train.data.images.bring_to_size`), `reading` how a file becomes an image, as plain data.
     With `one_by_one` the images of evaluation differ in size, so that a batch holds one. `notes` are remarks for the
-    header of a run, `root` is the folder of its files.
+    header of a run, `root` is the folder of its files, `skipped` are files that are left out, with the reason.
     """
 
     name: str
@@ -122,6 +129,7 @@ class DataSet:
     one_by_one: bool = False
     notes: Sequence[str] = ()
     root: Path | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 class Data:
@@ -129,7 +137,7 @@ class Data:
 
     `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
     and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
-    to 255).
+    to 255). `sampler` is "uniform", each training image once an epoch, or "balanced", each class as often as another.
     """
 
     def __init__(
@@ -144,6 +152,7 @@ class Data:
         normalize: Literal["standardize", "minmax", "none"] = "standardize",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        sampler: Literal["uniform", "balanced"] = "uniform",
     ):
         self.name, self.class_names = data_set.name, list(data_set.class_names)
         self.num_classes, self.in_channels = len(self.class_names), data_set.in_channels
@@ -152,7 +161,7 @@ class Data:
         self.spec = TargetSpec(data_set.targets, self.num_classes, self.ignore_index, data_set.min_visible)
         self.batch_size, self.seed, self.normalize = batch_size, seed, normalize
         self.eval_batch_size = 1 if data_set.one_by_one else eval_batch_size
-        self._reading, self._root = dict(data_set.reading), data_set.root
+        self._reading, self._root, self.skipped = dict(data_set.reading), data_set.root, dict(data_set.skipped)
         if normalize not in ("standardize", "minmax", "none"):
             raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
         for split in ("train", "val", "test"):
@@ -161,9 +170,9 @@ class Data:
         check_support(self.name, data_set.targets, augment)
         train, self.augment = data_set.splits["train"].augmented(augment)
         self.splits: dict[str, Source] = {**data_set.splits, "train": train}
+        self._balanced = self._labels_to_balance() if sampler == "balanced" else None
         self.drop_last = drop_last and len(train) >= batch_size
-        self.mean, self.std = self._normalization(mean, std)
-        self._scale, self._shift = scale_and_shift(self.mean, self.std)
+        self.normalize_by(*self._normalization(mean, std))
 
     @property
     def targets(self) -> Targets:
@@ -172,8 +181,22 @@ class Data:
 
     @property
     def task(self) -> str:
-        """What a network does with such targets: classification, segmentation or detection."""
+        """What a network does with such targets: classification, multilabel, segmentation or detection."""
         return TASKS[self.spec.kind]
+
+    def _labels_to_balance(self) -> Tensor:
+        if self.targets not in ("labels", "multilabels"):
+            raise DataError(
+                f"data.sampler=balanced is for labels of whole images, but {self.name} has {self.targets}; "
+                "loss.class_weights=auto weighs classes of pixels"
+            )
+        return self.splits["train"].labels()
+
+    def _order(self, epoch: int) -> Tensor:
+        """The indices of the training samples in an epoch."""
+        if self._balanced is not None:
+            return balanced_order(self._balanced, self.seed, epoch)
+        return uniform_order(self.size("train"), self.seed, epoch)
 
     def _normalization(
         self, mean: Sequence[float] | None, std: Sequence[float] | None
@@ -188,6 +211,11 @@ class Data:
                     f"data.{name} has {len(given)} numbers for {self.in_channels} channels; give one for each"
                 )
         return list(mean), [max(value, 1e-6) for value in std]
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these for each channel from now on, of values in [0, 1]: those of other data, or of weights."""
+        self.mean, self.std = list(mean), list(std)
+        self._scale, self._shift = scale_and_shift(self.mean, self.std)
 
     def size(self, split: str) -> int:
         """Number of samples."""
@@ -205,7 +233,7 @@ class Data:
         self, epoch: int, *, device: torch.device, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on, or this process's part of each."""
-        order = torch.randperm(self.size("train"), generator=generator(self.seed, epoch)).to(device)
+        order = self._order(epoch).to(device)
         cuts = range(start * self.batch_size, self.train_steps(world_size) * self.batch_size, self.batch_size)
         indices = [order[cut : cut + self.batch_size][rank::world_size] for cut in cuts]
         together = self._steps_together()
@@ -272,6 +300,10 @@ class Data:
         """Which file is in which split, as CSV; None for data that is not in files of its own."""
         paths = {split: source.paths() for split, source in self.splits.items()}
         return split_table(paths, self._root) if all(paths.values()) else None
+
+    def skipped_table(self) -> str | None:
+        """The files that were left out and why, as CSV; None if there are none."""
+        return skipped_table(self.skipped) if self.skipped else None
 
     def preprocessing(self) -> dict[str, Any]:
         """What an image must go through before the network, as plain data."""

@@ -25,7 +25,7 @@ class Labelled(Protocol):
 
 
 def datasets(
-    train: Labelled,
+    train: Labelled | None = None,
     val: Labelled | None = None,
     test: Labelled | None = None,
     class_names: Sequence[str] | None = None,
@@ -39,6 +39,8 @@ def datasets(
     Without `val`, that share of `train` is drawn for it by the seed; without `test`, `val` serves. Class names are
     those given, or the data set's `classes`, or numbers. Raises DataError for samples of another kind.
     """
+    if train is None:
+        raise DataError("data=datasets needs data.train={_target_: mymodule.MyDataset}, a torch.utils.data.Dataset")
     given = {name: split for name, split in (("train", train), ("val", val), ("test", test)) if split is not None}
     read = {name: [sample_of(split, index, name) for index in range(len(split))] for name, split in given.items()}
     if not read["train"]:

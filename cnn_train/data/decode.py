@@ -47,10 +47,11 @@ class Header:
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file whose header is read; `decode` gives its values (H, W, C), upright."""
+    """A file whose header is read; `decode` gives its values (H, W, C), upright. `turned`: it is stored otherwise."""
 
     header: Header
     decode: Callable[[], NDArray]
+    turned: bool = False
 
 
 def kind_of(path: str | Path) -> str:
@@ -119,7 +120,8 @@ def _pillow(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Ite
         width, height = image.size
         _limit(path, width, height, max_pixels)
         layout = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
-        if image.format != "TIFF" and _orientation(path, image) in (5, 6, 7, 8):
+        orientation = _orientation(path, image)
+        if image.format != "TIFF" and orientation in (5, 6, 7, 8):
             width, height = height, width
         if layout in _DEEP:
             channels, dtype = _DEEP[layout], "uint16"
@@ -127,7 +129,7 @@ def _pillow(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Ite
         else:
             channels, dtype = _plain_mode(image, stored)
             decode = partial(_decoded, image, stored, clear)
-        yield OpenFile(Header(height, width, channels, dtype), decode)
+        yield OpenFile(Header(height, width, channels, dtype), decode, 2 <= orientation <= 8)
 
 
 def _orientation(path: str | Path, image: Any) -> int:
@@ -258,7 +260,7 @@ def _tiff(path: str | Path, stored: bool, clear: bool, max_pixels: int) -> Itera
             array = np.moveaxis(series.asarray(), (axes.index("Y"), axes.index("X")), (0, 1))
             return upright(array.reshape(*array.shape[:2], -1)[..., :channels], orientation)
 
-        yield OpenFile(header, decode)
+        yield OpenFile(header, decode, 2 <= orientation <= 8)
 
 
 def _fits_pillow(image: Any) -> bool:

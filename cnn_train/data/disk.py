@@ -1,30 +1,23 @@
-"""Splits in files: checked before training, and read by workers batch after batch."""
+"""Splits in files, read by workers batch after batch."""
 
-import hashlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnn_train.data.augment import Augment, PerSample, apply, split_stages
 from cnn_train.data.boxes import pack_boxes
-from cnn_train.data.cache import cache_folder, keep, remember
+from cnn_train.data.cache import remember
 from cnn_train.data.data import InMemory, Source, channel_histograms, counts, histogram_statistics
-from cnn_train.data.images import Reader, Survey, bring_to_size, look_at
+from cnn_train.data.images import Reader, bring_to_size
+from cnn_train.data.shm import check_shared_memory
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
-
-LISTED = 20  # bad files that are named on the terminal
-SHOWN_FROM = 200  # files whose check shows its progress
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +86,15 @@ class OnDisk:
         self, samples: Dataset, indices: Sequence[Tensor], join: Callable[[list[Any]], Any], device: torch.device
     ) -> Iterator[Any]:
         """What workers make of the samples at each index tensor, joined; DataError of the first that fails."""
-        if self.workers:
+        workers = min(self.workers, len(indices))
+        if workers:
+            pixels = self.reader.num_channels * self.size[0] * self.size[1]
+            check_shared_memory(workers, max(map(len, indices)) * pixels)
             import torchvision.transforms.v2  # noqa: F401  here once, not for seconds in each new worker
         loader: Any = DataLoader(
             samples,
             batch_sampler=[index.tolist() for index in indices],
-            num_workers=min(self.workers, len(indices)),
+            num_workers=workers,
             collate_fn=_Joined(join),
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator(),  # so that the global one is not used
@@ -165,6 +161,9 @@ class OnDisk:
         targets = [raw for _, raw in self.samples]
         return counts(torch.cat(targets)[None] if self.spec.kind == "boxes" else torch.tensor(targets), num_classes)
 
+    def labels(self) -> Tensor:
+        return torch.tensor([raw for _, raw in self.samples])
+
 
 class _Samples(Dataset):
     def __init__(self, source: OnDisk, epoch: int | None, seed: int):
@@ -227,59 +226,6 @@ def as_sources(splits: Mapping[str, list[tuple[str, Any]]], common: OnDisk, in_m
     """The splits as sources like `common`."""
     on_disk = {split: replace(common, samples=samples) for split, samples in splits.items()}
     return {split: source.in_memory() if in_memory else source for split, source in on_disk.items()}
-
-
-# -- Checking ----------------------------------------------------------------------------------------------------------
-
-
-def check_files(check: Callable[[Any], Any], items: Sequence[Any], workers: int, cache_dir: str | None) -> list[Any]:
-    """`check` of every item, in threads; DataError that lists those that fail.
-
-    The first 20 are named in the error, and all of them in a file of the cache whose path it says.
-    """
-
-    def safe(item: Any) -> Any:
-        try:
-            return check(item)
-        except DataError as error:
-            return error
-
-    silent = len(items) < SHOWN_FROM or not sys.stderr.isatty()
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        done = pool.map(safe, items)
-        console = Console(stderr=True)
-        results = list(track(done, "check files", len(items), console=console, disable=silent, transient=True))
-    faults = [str(result) for result in results if isinstance(result, DataError)]
-    if not faults:
-        return results
-    if len(faults) == 1:
-        raise DataError(faults[0])
-    text = "\n".join(faults) + "\n"
-    path = cache_folder(cache_dir) / f"faults_{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
-    keep(path, text.encode())
-    where = f"; all are listed in {path}" if len(faults) > LISTED and path.exists() else ""
-    error = DataError(f"{faults[0]} (and {len(faults) - 1} more{where})")
-    for fault in faults[1:LISTED]:
-        error.add_note(fault)
-    raise error
-
-
-def survey(paths: Sequence[str], max_pixels: int, workers: int, decode: bool, cache_dir: str | None) -> Survey:
-    """What the files hold, looked at once and remembered.
-
-    `decode` decodes every file; otherwise only headers are read, of at most 1,000 files, and values that are not of 8
-    bits. DataError names the files that cannot be read.
-    """
-    chosen = list(paths) if decode else list(paths[:: max(len(paths) // 1000, 1)])
-
-    def compute() -> dict[str, Any]:
-        found = Survey()
-        looked = check_files(lambda path: look_at(path, max_pixels, decode), chosen, workers, cache_dir)
-        for path, (header, extremes) in zip(chosen, looked, strict=True):
-            found.add(path, header, extremes)
-        return found.plain()
-
-    return Survey.of_plain(remember(cache_dir, "survey", chosen, f"{max_pixels} {decode}", compute))
 
 
 def sizes_differ(image: str, mask: str, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cnn_train.data.checking import OnError, settle, without
 from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.decode import MAX_PIXELS, SUFFIXES, images_in, left_out
-from cnn_train.data.disk import OnDisk, as_sources, num_workers, survey, warn_of_absent
-from cnn_train.data.images import Reader, training_size
+from cnn_train.data.disk import OnDisk, as_sources, num_workers, warn_of_absent
+from cnn_train.data.images import Channels, Range, Reader, training_size
+from cnn_train.data.listing import Listing
 from cnn_train.data.splits import (
     by_table,
     check_fractions,
@@ -22,7 +24,8 @@ from cnn_train.data.splits import (
     subfolders,
     what_is_in,
 )
-from cnn_train.data.targets import Targets, TargetSpec
+from cnn_train.data.survey import Survey, survey
+from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 
 LAYOUT = "train/<class>/*.jpg, val/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split"
@@ -52,6 +55,19 @@ def folder(
     classes and the image size that a public set is known by. The rest is as in `image_files`. Raises DataError, which
     names the file or folder.
     """
+    listing = list_folder(
+        root, val_fraction=val_fraction, test_fraction=test_fraction, folds=folds, fold=fold, splits=splits
+    )
+    labels = {split: Counter(label for _, label in part) for split, part in listing.splits.items()}
+    found = {split: [had[label] for label, _ in enumerate(listing.class_names)] for split, had in labels.items()}
+    warn_of_absent(found, listing.class_names, "image")
+    return image_files(listing, image_size, (published or {}).get("image_size", SIDE), **options)
+
+
+def list_folder(
+    root: str | None, *, val_fraction: float, test_fraction: float, folds: int | None, fold: int, splits: str | None
+) -> Listing:
+    """The files of `folder`. Raises DataError."""
     path = existing_folder(root, LAYOUT)
     if folds is None:
         samples, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
@@ -59,21 +75,12 @@ def folder(
         samples, class_names, notes = _in_folds(path, folds, fold, val_fraction)
     if splits is not None:
         samples, notes = by_table(splits, path, samples), [f"splits from {splits}"]
-    labels = {split: Counter(label for _, label in part) for split, part in samples.items()}
-    found = {split: [had[label] for label, _ in enumerate(class_names)] for split, had in labels.items()}
-    warn_of_absent(found, class_names, "image")
-    side = (published or {}).get("image_size", SIDE)
-    return image_files(path.name, path, "labels", samples, class_names, image_size, notes, side, **options)
+    return Listing(path.name, path, "labels", samples, class_names, notes)
 
 
 def image_files(
-    name: str,
-    root: Path,
-    targets: Targets,
-    splits: Mapping[str, list[tuple[str, Any]]],
-    class_names: Sequence[str],
+    listing: Listing,
     image_size: int | Sequence[int] | None,
-    notes: list[str],
     side: int,
     *,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
@@ -81,6 +88,7 @@ def image_files(
     resize: Literal["crop", "pad", "stretch"] = "crop",
     in_memory: bool = False,
     verify: bool = True,
+    on_error: OnError = "fail",
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     cache_dir: str | None = None,
@@ -90,22 +98,37 @@ def image_files(
 
     Images come at `image_size` (None: their own if they have one of at most 512, else `side`). `channels` and `range`
     are as in `Reader`, or "auto": what all files have in common. `verify` decodes every file once before the first
-    training.
+    training. `on_error="skip"` leaves bad files out, also those that differ from most in channels or type of values, up
+    to 1 % of all.
     """
-    count = num_workers(workers)
-    paths = sorted({path for samples in splits.values() for path, _ in samples})
-    found = survey(paths, max_pixels, count, verify, cache_dir)
+    count, notes, class_names = num_workers(workers), listing.notes, listing.class_names
+    found = surveyed(listing, channels, range, max_pixels, count, verify, on_error, cache_dir)
+    splits = without(listing.splits, found.faults, notes)
     reader = found.reader(channels, range, max_pixels)
     size = chosen_size(image_size, found.common_size, side, notes)
     notes += reader_notes(reader)
-    spec = TargetSpec(targets, len(class_names))
+    spec = TargetSpec(listing.targets, len(class_names))
     sources = as_sources(splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), in_memory)
-    reading = reader.reading()
     data_set = DataSet(
-        name, targets, sources, class_names, reader.num_channels, size, resize=resize, reading=reading, notes=notes,
-        root=root,
+        listing.name, listing.targets, sources, class_names, reader.num_channels, size, resize=resize,
+        reading=reader.reading(), notes=notes, root=listing.root, skipped=found.faults,
     )  # fmt: skip
     return Data(data_set, **batching)
+
+
+def surveyed(
+    listing: Listing, channels: Channels, limits: Range, max_pixels: int, workers: int, verify: bool, on_error: OnError,
+    cache_dir: str | None,
+) -> Survey:  # fmt: skip
+    """The survey of the images that are used; its faults are those that are left out. Raises DataError."""
+    if on_error == "skip" and not verify:
+        raise DataError("data.on_error=skip needs data.verify=true: bad files are left out before training")
+    paths = listing.images()
+    found = survey(paths, max_pixels, workers, verify, cache_dir)
+    if on_error == "skip":
+        found = found.without({**found.unfit(channels, limits), **listing.faults})
+    settle(found.faults, len(paths), on_error, cache_dir)
+    return found
 
 
 def chosen_size(

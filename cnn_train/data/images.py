@@ -1,7 +1,7 @@
 """Images as networks take them: read from files with one range of values and one choice of channels, and sized."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnn_train.data.augment.moves import Resample, whole
-from cnn_train.data.decode import MAX_PIXELS, Header, opened, read_header, read_values
+from cnn_train.data.decode import MAX_PIXELS, read_header, read_values
 from cnn_train.errors import DataError
 
 Resize = Literal["crop", "pad", "stretch", "own"]
@@ -112,102 +112,6 @@ def fault_of(path: str | Path, max_pixels: int = MAX_PIXELS) -> str | None:
     except DataError as error:
         return str(error)
     return None
-
-
-# -- What the files of a data set have in common -----------------------------------------------------------------------
-
-
-@dataclass
-class Survey:
-    """What the files of a data set hold: channels and value types, each with a file as an example, sizes, extremes."""
-
-    channels: dict[int, str] = field(default_factory=dict)
-    dtypes: dict[str, str] = field(default_factory=dict)
-    sizes: set[tuple[int, int]] = field(default_factory=set)  # two at most
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def add(self, path: str, header: Header, extremes: tuple[float, float] | None) -> None:
-        self.channels.setdefault(header.channels, path)
-        self.dtypes.setdefault(header.dtype, path)
-        if len(self.sizes) < 2:
-            self.sizes.add((header.height, header.width))
-        if extremes is not None:
-            self.low, self.high = min(self.low, extremes[0]), max(self.high, extremes[1])
-
-    @property
-    def common_size(self) -> tuple[int, int] | None:
-        """(height, width) of all images; None if they differ."""
-        return next(iter(self.sizes)) if len(self.sizes) == 1 else None
-
-    def plain(self) -> dict[str, Any]:
-        """As data for JSON."""
-        return {
-            "channels": sorted(self.channels.items()),
-            "dtypes": sorted(self.dtypes.items()),
-            "sizes": sorted(self.sizes),
-            "extremes": [self.low, self.high],
-        }
-
-    @classmethod
-    def of_plain(cls, plain: Mapping[str, Any]) -> "Survey":
-        sizes = {(height, width) for height, width in plain["sizes"]}
-        return cls(dict(plain["channels"]), dict(plain["dtypes"]), sizes, *plain["extremes"])
-
-    def reader(self, channels: Channels, limits: Range, max_pixels: int) -> Reader:
-        """The reader that fits all files; DataError names two that differ in what must be common to all."""
-        bands = tuple(channels) if isinstance(channels, Sequence) and not isinstance(channels, str) else channels
-        if isinstance(bands, tuple) and not (bands and all(isinstance(band, int) and band >= 1 for band in bands)):
-            raise DataError(f"data.channels={list(bands)}: bands are counted from 1, as [3,2,1]")
-        if isinstance(bands, int) and bands < 1:
-            raise DataError(f"data.channels={bands}: must be 1 or more")
-        found = self._channels() if isinstance(bands, str) else bands
-        return Reader(found, self._range(limits), max_pixels)
-
-    def _channels(self) -> int:
-        if set(self.channels) <= {1, 3}:
-            return max(self.channels)
-        if len(self.channels) > 1:
-            (one, first), (other, second) = sorted(self.channels.items())[:2]
-            raise DataError(
-                f"{first} has {one} channel(s) but {second} has {other}; all images must have the same, "
-                "or data.channels=[...] chooses bands that all have"
-            )
-        return next(iter(self.channels))
-
-    def _range(self, limits: Range) -> tuple[float, float] | None:
-        if not isinstance(limits, str):
-            low, high = (float(value) for value in limits) if len(limits) == 2 else (0.0, 0.0)
-            if not low < high:
-                raise DataError(f"data.range={list(limits)}: must be [low,high], the values of black and white")
-            return low, high
-        if set(self.dtypes) == {"uint8"}:
-            return None
-        if "uint8" in self.dtypes:
-            other = next(name for name in self.dtypes if name != "uint8")
-            raise DataError(
-                f"{self.dtypes['uint8']} holds 8 bits but {self.dtypes[other]} {other}, so no range fits both; "
-                "data.range=[low,high] says which values are black and white in all files"
-            )
-        if not np.isfinite([self.low, self.high]).all():
-            raise DataError(f"{next(iter(self.dtypes.values()))} or another file holds no finite value; replace it")
-        return self.low, self.high if self.high > self.low else self.low + 1
-
-
-def look_at(path: str, max_pixels: int, decode: bool) -> tuple[Header, tuple[float, float] | None]:
-    """A file's header, and the extremes of its values if they are not of 8 bits; `decode` decodes these too."""
-    with opened(path, max_pixels) as file:
-        if not decode and file.header.dtype == "uint8":
-            return file.header, None
-        values = file.decode()
-    if values.dtype == np.uint8:
-        return file.header, None
-    finite = values[np.isfinite(values)]
-    if finite.size < values.size:
-        raise DataError(
-            f"{path} holds {values.size - finite.size} values that are not finite; replace or remove the file"
-        )
-    return file.header, (float(finite.min()), float(finite.max()))
 
 
 def common_size(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:

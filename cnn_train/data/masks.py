@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnn_train.data.checking import OnError, look_over, settle
 from cnn_train.data.decode import kind_of, read_header, read_values
-from cnn_train.data.disk import check_files, sizes_differ
+from cnn_train.data.disk import sizes_differ
 from cnn_train.errors import DataError
 
 IGNORE = 255  # in label maps, whatever marks such pixels in the files
@@ -154,11 +155,40 @@ def mask_reader(
     return MaskReader(names, palette, mask_values, ignore_index, ignore_color, max_pixels, mask_round)
 
 
-def check_masks(
-    splits: Mapping[str, Pairs], reader: MaskReader, max_pixels: int, workers: int, cache_dir: str | None
-) -> dict[str, list[int]]:
-    """Read all masks; pixels of each class by split. DataError for what is wrong."""
-    _check_colours(splits["train"], reader)
+@dataclass
+class MaskFindings:
+    """What all masks hold, and what is wrong with some of them, by file."""
+
+    pixels: dict[str, list[int]]  # of each class, by split
+    ignored: dict[str, int]  # pixels that count nowhere, by split
+    values: dict[int, tuple[int, str]]  # each value or colour's code: its pixels, and the first mask that holds it
+    unknown: dict[str, list[int]]  # masks that hold values which are no class, and all their values
+    faults: dict[str, str]  # masks that cannot be used otherwise
+
+    def plain(self) -> dict[str, Any]:
+        """As data for JSON."""
+        return {**vars(self), "values": [[value, *found] for value, found in self.values.items()]}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> "MaskFindings":
+        values = {value: (pixels, mask) for value, pixels, mask in plain["values"]}
+        return cls(plain["pixels"], plain["ignored"], values, plain["unknown"], plain["faults"])
+
+    def told(self, reader: MaskReader) -> dict[str, str]:
+        """What is wrong with each bad mask, in a line with the setting that mends it."""
+        unknown = {mask: reader.explain(mask, dict.fromkeys(values, mask)) for mask, values in self.unknown.items()}
+        return {**self.faults, **unknown}
+
+
+def look_at_masks(
+    splits: Mapping[str, Pairs], reader: MaskReader, max_pixels: int, workers: int, known: Mapping[str, str]
+) -> MaskFindings:
+    """Read all masks but those whose image, or which themselves, are `known` to be bad."""
+    of_pair: dict[tuple[str, str], list[str]] = {}
+    for split, pairs in splits.items():
+        for pair in pairs:
+            if pair[0] not in known and pair[1] not in known:
+                of_pair.setdefault((pair[0], pair[1]), []).append(split)
 
     def look(pair: tuple[str, str]) -> tuple[list[int], list[int]]:
         image, mask = pair
@@ -169,21 +199,41 @@ def check_masks(
         present, counts = np.unique(values, return_counts=True)
         return present.tolist(), counts.tolist()
 
-    pairs = sorted({pair for part in splits.values() for pair in part})
-    looked = dict(zip(pairs, check_files(look, pairs, workers, cache_dir), strict=True))
-    found = {value: mask for (_, mask), (values, _) in reversed(looked.items()) for value in values}
-    if any(value not in reader.table for value in found):
-        raise DataError(reader.explain(pairs[0][1], found))
-    _check_ignored(reader, set(found))
-    result: dict[str, list[int]] = {}
-    for split, part in splits.items():
-        result[split] = [0] * len(reader.classes)
-        for pair in part:
-            for value, count in zip(*looked[pair], strict=True):
-                number = reader.table[value]
-                if number != IGNORE:
-                    result[split][number] += count
-    return result
+    found = MaskFindings({split: [0] * len(reader.classes) for split in splits}, dict.fromkeys(splits, 0), {}, {}, {})
+    for pair, looked in look_over(look, sorted(of_pair), workers, "check masks"):
+        mask = pair[1]
+        if isinstance(looked, DataError):
+            found.faults[mask] = str(looked)
+            continue
+        if any(value not in reader.table for value in looked[0]):
+            found.unknown[mask] = looked[0]
+        for value, count in zip(*looked, strict=True):
+            pixels, first = found.values.get(value, (0, mask))
+            found.values[value] = pixels + count, first
+            number = reader.table.get(value)
+            for split in of_pair[pair] if mask not in found.unknown else ():
+                if number == IGNORE:
+                    found.ignored[split] += count
+                elif number is not None:
+                    found.pixels[split][number] += count
+    return found
+
+
+def check_masks(
+    splits: Mapping[str, Pairs], reader: MaskReader, found: MaskFindings, on_error: OnError, cache_dir: str | None
+) -> dict[str, str]:
+    """The bad masks to leave out. Raises DataError for what is wrong, unless it is to be skipped."""
+    if on_error == "fail":
+        _check_colours(splits["train"], reader)
+    total = sum(len({mask for _, mask in pairs}) for pairs in splits.values())
+    if on_error == "fail":
+        settle(found.faults, total, on_error, cache_dir)
+        if found.unknown:
+            raise DataError(reader.explain(next(iter(found.unknown)), {v: m for v, (_, m) in found.values.items()}))
+    bad = found.told(reader)
+    settle(bad, total, on_error, cache_dir)
+    _check_ignored(reader, {value for value, _ in found.values.items()})
+    return bad
 
 
 def _check_ignored(reader: MaskReader, found: set[int]) -> None:

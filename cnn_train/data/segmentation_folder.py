@@ -1,18 +1,21 @@
 """Folders of images and of their masks: a user's own data for segmentation, and Pascal VOC."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from cnn_train.data.cache import cache_folder, remember
+from cnn_train.data.checking import OnError, settle, without
 from cnn_train.data.data import Data, DataSet
 from cnn_train.data.decode import MAX_PIXELS, images_in, left_out
-from cnn_train.data.disk import OnDisk, as_sources, num_workers, survey, warn_of_absent
-from cnn_train.data.folder import chosen_size, reader_notes
+from cnn_train.data.disk import OnDisk, as_sources, num_workers, warn_of_absent
+from cnn_train.data.folder import chosen_size, reader_notes, surveyed
 from cnn_train.data.images import common_size
-from cnn_train.data.masks import IGNORE, MaskReader, check_masks, mask_reader
+from cnn_train.data.listing import Listing
+from cnn_train.data.masks import IGNORE, MaskFindings, MaskReader, check_masks, look_at_masks, mask_reader
 from cnn_train.data.splits import (
     by_table,
     check_fractions,
@@ -36,7 +39,7 @@ USUAL = {  # other names of the two folders, in small letters
     "masks": {"mask", "label", "labels", "annotation", "annotations", "segmentationclass", "gt", "ground_truth"},
 }
 SIDE = 256  # what large images are brought to unasked
-Splits = dict[str, list[tuple[str, str]]]
+Splits = dict[str, list[tuple[str, Any]]]
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +74,30 @@ def segmentation_folder(
     `ignore_color` count nowhere; `mask_round` is as in `MaskReader`, `splits` as in `data.folder`. The rest is as in
     `pairs_of_files`.
     """
+    listing = list_pairs(
+        root, classes=classes, palette=palette, mask_values=mask_values, ignore_index=ignore_index,
+        ignore_color=ignore_color, mask_round=mask_round, images=images, masks=masks, mask_suffix=mask_suffix,
+        val_fraction=val_fraction, test_fraction=test_fraction, splits=splits, max_pixels=max_pixels,
+    )  # fmt: skip
+    return pairs_of_files(listing, image_size, max_pixels=max_pixels, **options)
+
+
+def list_pairs(
+    root: str | None, *, classes: Sequence[str] | int | None, palette: Sequence[Sequence[int]] | None,
+    mask_values: Sequence[int] | None, ignore_index: int, ignore_color: Sequence[int] | None, mask_round: bool,
+    images: str, masks: str, mask_suffix: str, val_fraction: float, test_fraction: float, splits: str | None,
+    max_pixels: int,
+) -> Listing:  # fmt: skip
+    """The files of `segmentation_folder`. Raises DataError."""
     path = existing_folder(root, _layout(images, masks))
-    pairs, notes = find_pairs(path, images, masks, mask_suffix, {"val": val_fraction, "test": test_fraction})
+    fractions = {"val": val_fraction, "test": test_fraction}
+    pairs, notes, faults = find_pairs(path, images, masks, mask_suffix, fractions)
     if splits is not None:
         pairs, notes = by_table(splits, path, pairs), [f"splits from {splits}"]
     reader = mask_reader(
         classes, palette, mask_values, ignore_index, ignore_color, mask_round, max_pixels, pairs["train"]
     )
-    return pairs_of_files(path.name, path, pairs, reader, image_size, notes, max_pixels=max_pixels, **options)
+    return Listing(path.name, path, "maps", dict(pairs), reader.classes, notes, reader, faults)
 
 
 def voc(
@@ -112,22 +131,20 @@ def voc(
     splits["test"] = splits["val"]
     reader = MaskReader(VOC_CLASSES, None, None, 255, None, MAX_PIXELS)
     size = image_size if image_size is not None else (published or {}).get("image_size")
-    return pairs_of_files(f"voc{year}", folder, splits, reader, size, [], cache_dir=cache_dir, **options)
+    listing = Listing(f"voc{year}", folder, "maps", splits, VOC_CLASSES, [], reader)
+    return pairs_of_files(listing, size, cache_dir=cache_dir, **options)
 
 
 def pairs_of_files(
-    name: str,
-    root: Path,
-    splits: Splits,
-    reader: MaskReader,
+    listing: Listing,
     image_size: int | Sequence[int] | None,
-    notes: list[str],
     *,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
     resize: Literal["pad", "crop", "stretch", "own"] = "pad",
     in_memory: bool = False,
     verify: bool = True,
+    on_error: OnError = "fail",
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     cache_dir: str | None = None,
@@ -138,25 +155,23 @@ def pairs_of_files(
     Images come at `image_size` (None: their own, if they have one, and a smaller one above 512); with `resize="own"`
     those of val and test come as they are, one at a time if they differ, and only the crops of training at that size.
     `channels` and `range` are as in `Reader`, or "auto": what all files have in common. `verify` reads every mask and
-    image once before the first training. Raises DataError.
+    image once before the first training, `on_error` is as in `image_files`. Raises DataError.
     """
-    count = num_workers(workers)
-    found = survey(
-        sorted({image for pairs in splits.values() for image, _ in pairs}), max_pixels, count, verify, cache_dir
-    )
+    count, notes, reader = num_workers(workers), listing.notes, listing.masks
+    assert reader is not None
+    if on_error == "fail" and listing.faults:
+        raise DataError(no_mask(listing.faults, len(listing.images()) + len(listing.faults)))
+    found = surveyed(listing, channels, range, max_pixels, count, verify, on_error, cache_dir)
+    bad = dict(found.faults)
     if verify:
-        files = sorted({path for pairs in splits.values() for pair in pairs for path in pair})
-        pixels = remember(
-            cache_dir,
-            "verified",
-            files,
-            repr(reader),
-            lambda: check_masks(splits, reader, max_pixels, count, cache_dir),
-        )
-        warn_of_absent(pixels, reader.classes, "pixel")
+        masks = looked_at_masks(listing, max_pixels, count, bad, cache_dir)
+        bad |= check_masks(listing.splits, reader, masks, on_error, cache_dir)
+        settle(bad, len(listing.images()) + len(listing.faults), on_error, cache_dir)
+        warn_of_absent(masks.pixels, reader.classes, "pixel")
+    splits = without(listing.splits, bad, notes)
     own = {split: common_size([image for image, _ in pairs], max_pixels) for split, pairs in splits.items()}
     if image_size is None and own["train"] is None:
-        raise DataError(f"the images of {name} differ in size; choose image_size=256, or [height,width]")
+        raise DataError(f"the images of {listing.name} differ in size; choose image_size=256, or [height,width]")
     size = chosen_size(image_size, own["train"], SIDE, notes)
     bands = found.reader(channels, range, max_pixels)
     notes += reader_notes(bands)
@@ -164,11 +179,27 @@ def pairs_of_files(
     same = own["train"] == size and (not in_memory or all(own.values()))
     common = OnDisk([], size, resize, bands, spec, reader, workers=count, one_size=same, cache_dir=cache_dir)
     data_set = DataSet(
-        name, "maps", as_sources(splits, common, in_memory), reader.classes, bands.num_channels, size,
-        ignore_index=IGNORE, resize=resize, reading=bands.reading(), notes=notes, root=root,
+        listing.name, "maps", as_sources(splits, common, in_memory), reader.classes, bands.num_channels, size,
+        ignore_index=IGNORE, resize=resize, reading=bands.reading(), notes=notes, root=listing.root, skipped=bad,
         one_by_one=resize == "own" and not (own["val"] and own["test"]),
     )  # fmt: skip
     return Data(data_set, **batching)
+
+
+def looked_at_masks(
+    listing: Listing, max_pixels: int, workers: int, known: Mapping[str, str], cache_dir: str | None
+) -> MaskFindings:
+    """What the masks hold, read once and remembered."""
+    assert listing.masks is not None
+    reader, splits = listing.masks, listing.splits
+    pairs = [pair for pair in listing.pairs() if pair[0] not in known]
+    assigned = hashlib.sha256(repr(sorted((split, sorted(part)) for split, part in splits.items())).encode())
+
+    def compute() -> dict[str, Any]:
+        return look_at_masks(splits, reader, max_pixels, workers, known).plain()
+
+    files = [path for pair in pairs for path in pair]
+    return MaskFindings.of_plain(remember(cache_dir, "masks", files, f"{reader!r} {assigned.hexdigest()}", compute))
 
 
 # -- Pairs of files ----------------------------------------------------------------------------------------------------
@@ -180,8 +211,8 @@ def _layout(images: str, masks: str) -> str:
 
 def find_pairs(
     root: Path, images: str, masks: str, mask_suffix: str, fractions: dict[str, float]
-) -> tuple[Splits, list[str]]:
-    """Paths of image and mask for each split, and remarks for the header."""
+) -> tuple[Splits, list[str], dict[str, str]]:
+    """Paths of image and mask for each split, remarks for the header, and the images without a mask."""
     places, named = _places(root, images, masks)
     for pair in places.values():
         for folder in pair:
@@ -191,7 +222,10 @@ def find_pairs(
                     f"no folder {folder}: {folder.parent} holds {holds}; expected {_layout(images, masks)}"
                     + _other_name(folder, "images" if folder == pair[0] else "masks")
                 )
-    splits = {split: _pairs(*pair, mask_suffix) for split, pair in places.items()}
+    faults: dict[str, str] = {}
+    splits = {split: _pairs(*pair, mask_suffix, faults) for split, pair in places.items()}
+    if not splits["train"] and faults:
+        raise DataError(no_mask(faults, len(faults)))
     missing = missing_splits(places)
     if missing:
         fractions = {split: fractions[split] for split in missing}
@@ -205,7 +239,12 @@ def find_pairs(
     notes = [describe(named, missing)]
     if ignored := left_out([folder for pair in places.values() for folder in pair]):
         notes.append(f"left out as no images: {ignored}")
-    return splits, notes
+    return splits, notes, faults
+
+
+def no_mask(faults: Mapping[str, str], images: int) -> str:
+    """The message for images without a mask."""
+    return f"{len(faults)} of {images} images have no mask, first {next(iter(faults.values()))}"
 
 
 def _other_name(folder: Path, setting: str) -> str:
@@ -233,7 +272,8 @@ def _places(root: Path, images: str, masks: str) -> tuple[dict[str, tuple[Path, 
     return places, named
 
 
-def _pairs(images: Path, masks: Path, mask_suffix: str) -> list[tuple[str, str]]:
+def _pairs(images: Path, masks: Path, mask_suffix: str, faults: dict[str, str]) -> list[tuple[str, str]]:
+    """Images with their masks; those without one become faults."""
     found = images_in(images)
     if not found:
         raise DataError(f"{images} holds no images but {what_is_in(images)}")
@@ -249,10 +289,10 @@ def _pairs(images: Path, masks: Path, mask_suffix: str) -> list[tuple[str, str]]
             missing.append(path)
         else:
             pairs.append((str(path), str(mask)))
-    if missing:
-        wanted = masks / (stem(missing[0], images) + mask_suffix + ".png")
-        lying = f"; there lies {next(iter(by_stem.values())).name}, see data.mask_suffix" if by_stem else ""
-        raise DataError(f"{len(missing)} of {len(found)} images have no mask, first {missing[0]}: no {wanted}{lying}")
+    lying = f"; there lies {next(iter(by_stem.values())).name}, see data.mask_suffix" if by_stem else ""
+    for path in missing:
+        wanted = masks / (stem(path, images) + mask_suffix + ".png")
+        faults[str(path)] = f"{path}: no {wanted}{lying}"
     if by_stem:
         log.warning("%d masks in %s belong to no image, as %s", len(by_stem), masks, next(iter(by_stem.values())).name)
     return pairs

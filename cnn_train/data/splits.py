@@ -116,6 +116,14 @@ def split_table(splits: Mapping[str, Sequence[str]], root: Path | None) -> str:
     return text.getvalue()
 
 
+def skipped_table(skipped: Mapping[str, str]) -> str:
+    """Files and what is wrong with each, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("path", "reason"), *skipped.items()])
+    return text.getvalue()
+
+
 def by_table(
     file: str, root: Path, splits: Mapping[str, Sequence[tuple[str, Target]]]
 ) -> dict[str, list[tuple[str, Target]]]:

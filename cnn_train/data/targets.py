@@ -10,7 +10,7 @@ EVERY_KIND: frozenset[Targets] = frozenset({"labels", "multilabels", "maps", "bo
 OF_WHOLE_IMAGES: frozenset[Targets] = frozenset({"labels", "multilabels"})
 TASKS: dict[Targets, str] = {
     "labels": "classification",
-    "multilabels": "classification",
+    "multilabels": "multilabel",
     "maps": "segmentation",
     "boxes": "detection",
 }

@@ -14,6 +14,7 @@ from cnn_train import __version__
 from cnn_train.config.build import build
 from cnn_train.config.signatures import is_subclass, signature
 from cnn_train.data.data import Data
+from cnn_train.data.fingerprint import fingerprint
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.callbacks import build_loggers, check_monitors
 from cnn_train.experiment.hardware import Machine
@@ -24,9 +25,10 @@ from cnn_train.postprocess.nms import NMS
 from cnn_train.runs import secrets
 from cnn_train.runs.metrics import lower_is_better
 from cnn_train.tasks.box_losses import BoxLoss
+from cnn_train.tasks.class_weights import class_weights_from_counts, positive_weights_from_counts
 from cnn_train.tasks.classification import Classification
 from cnn_train.tasks.detection import Detection
-from cnn_train.tasks.losses import class_weights_from_counts
+from cnn_train.tasks.multilabel import MultiLabel
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Task
 from cnn_train.training.loop import Loop
@@ -34,8 +36,11 @@ from cnn_train.training.progress import Best
 from cnn_train.training.recipe import Recipe
 
 TASKS: dict[str, type[Task]] = {
-    "classification": Classification, "segmentation": Segmentation, "detection": Detection,
-}  # fmt: skip
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}
 
 
 @dataclass
@@ -58,7 +63,9 @@ def prepare(
     **options: Any,
 ) -> Experiment:
     """Build everything of a config. `saved` is the state that training continues from; `options` are the task's."""
-    network, data = build_network_and_data(cfg, machine.num_processes)
+    network, data = build_network_and_data(
+        cfg, machine.num_processes, saved=saved, folder=folder, tells=machine.rank == 0
+    )
     loop = build_loop(cfg, machine, network, data, **options)
     check_monitors(callbacks, loop.task)
     loggers = build_loggers(cfg, folder, saved)
@@ -87,10 +94,12 @@ def build_task(cfg: DictConfig, data: Data, network: nn.Module | None = None, **
     """The loss and the metrics for the data's kind of task; detection needs the network that it is for."""
     if data.task == "detection":
         options["detector"] = network
-    weights = cfg.loss.get("class_weights")
-    if weights == "auto":
-        weights = class_weights_from_counts(data.class_counts("train")).tolist()
-    given = {} if "class_weights" not in cfg.loss else {"class_weights": weights}
+    given = {}
+    if cfg.loss.get("class_weights") == "auto":
+        given["class_weights"] = class_weights_from_counts(data.class_counts("train")).tolist()
+    if cfg.loss.get("positive_weights") == "auto":
+        counts, images = data.class_counts("train"), data.size("train")
+        given["positive_weights"] = positive_weights_from_counts(counts, images).tolist()
     loss = build_loss(cfg, data, given)
     aux_weight = getattr(network, "aux_weight", 0.0)
     return TASKS[data.task](loss, data, aux_weight, **evaluation_parts(cfg, data), **options)
@@ -148,4 +157,5 @@ def description(cfg: DictConfig, data: Data) -> dict[str, Any]:
         ),
         "class_names": list(data.class_names),
         "preprocessing": data.preprocessing(),
+        "data": fingerprint(data),
     }

@@ -19,6 +19,11 @@ def failures_explained(loop: Loop) -> Iterator[None]:
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except Exception as error:
+        if "DataLoader worker" in str(error):  # raised wherever the program is when the worker dies
+            raise EnvError(
+                f"a data worker was killed, usually for memory, after step {loop.progress.step}; the state is saved: "
+                "resume with fewer data.workers"
+            ) from error
         if is_out_of_memory(error):
             raise EnvError(out_of_memory(loop, error)) from error
         raise

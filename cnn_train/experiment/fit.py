@@ -13,19 +13,26 @@ from cnn_train.experiment.results import check_smoke, evaluate_best, record_resu
 from cnn_train.experiment.state import restore, saved_state
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import folder as run_folder
+from cnn_train.runs.streams import lasting
 from cnn_train.training.callbacks.checkpoints import Checkpoints
 from cnn_train.training.callbacks.display import Display
 
 
-def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool) -> dict[str, float]:
+def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool, changed_data: bool = False) -> dict[str, float]:
     """Train in this process, alone or as one of several; the final metrics."""
-    with run_folder.in_use(folder, machine.rank == 0), quiet_libraries():
+    with (
+        run_folder.in_use(folder, machine.rank == 0),
+        lasting(lambda text: run_folder.log(folder, text)),
+        quiet_libraries(),
+    ):
         callbacks = build_callbacks(cfg, machine)
         saved = saved_state(folder, machine.rank) if resume else None
         experiment = prepare(cfg, machine, folder, callbacks, saved)
-        start = restore(saved, experiment) if resume else ""
+        start = restore(saved, experiment, changed_data) if resume else ""
         if machine.rank == 0 and (table := experiment.loop.data.split_table()) is not None:
             atomic.write_text(folder / "splits.csv", table)
+        if machine.rank == 0 and (table := experiment.loop.data.skipped_table()) is not None:
+            atomic.write_text(folder / "skipped.csv", table)
         show_header(experiment, start)
 
         checkpoints = next(callback for callback in callbacks if isinstance(callback, Checkpoints))

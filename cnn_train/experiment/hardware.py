@@ -31,6 +31,11 @@ class Machine:
         kind = accelerator(trainer.accelerator)
         several, rank = place(os.environ)
         machine = cls(kind, _devices(trainer, kind), _precision(trainer, kind), trainer.num_nodes, rank, several)
+        if several and "LOCAL_RANK" not in os.environ and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise ConfigError(
+                f"srun was told --ntasks, which leaves open where they run; give it --nodes={machine.num_nodes} "
+                f"--ntasks-per-node={machine.num_devices}"
+            )
         started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) if several else 1
         if several and started != machine.num_processes:
             raise ConfigError(

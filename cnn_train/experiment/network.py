@@ -1,6 +1,7 @@
 """Network and data of a config, built together and checked against each other."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,29 @@ from cnn_train.config.choices import Choices
 from cnn_train.config.signatures import signature
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
+from cnn_train.experiment import weights
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.layers.norm import synchronizes
 from cnn_train.models.network import main_scores, min_size, task_of
-from cnn_train.models.weights import load_weights
-from cnn_train.runs import checkpoint
 
 PARTS = ("norm", "act", "pool", "global_pool", "upsample", "init")  # what `layers` holds
 
 
-def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.Module, Data]:
-    """Build both, the data's images at least as large as the network needs, and check that they fit each other."""
+def build_network_and_data(
+    cfg: DictConfig,
+    num_processes: int = 1,
+    *,
+    saved: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    tells: bool = True,
+) -> tuple[nn.Module, Data]:
+    """Build both, the data's images at least as large as the network needs, and check that they fit each other.
+
+    `saved` is a checkpoint whose weights will be loaded later, and whose preprocessing the data gets. Otherwise the
+    network starts from `weights=`, if there are some, which is told, and written to weights.csv in `folder`.
+    """
+    start = weights.find(cfg) if saved is None else None
+    how = start.preprocessing if start is not None else (saved or {}).get("preprocessing") or {}
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
@@ -34,15 +47,41 @@ def build_network_and_data(cfg: DictConfig, num_processes: int = 1) -> tuple[nn.
         if cfg.image_size is not None:
             got = "x".join(map(str, data.image_size))
             raise ConfigError(
-                f"{cfg.choices.model} needs images of at least {least}x{least}, got {got}; image_size={least} works"
+                f"{name_of(cfg)} needs images of at least {least}x{least}, got {got}; image_size={least} works"
             )
         data = build(cfg.data, image_size=least)
+    data, taken_over = preprocessed(data, cfg, how, whose="run" if saved is not None else "weights")
     check_fit(network, data, cfg, num_processes)
-    if cfg.weights is not None:
-        load_weights(network, checkpoint.weights(Path(cfg.weights)), Path(cfg.weights))
-    elif layers.needs_images:
+    if start is not None:
+        report = weights.start_from(start, network, cfg, data.class_names)
+        if tells:
+            weights.tell(start, report, data, taken_over, folder)
+    elif layers.needs_images and saved is None:
         lsuv_calibrate(network, next(data.train_batches(0, device=torch.device("cpu"))).images)
     return network, data
+
+
+def preprocessed(data: Data, cfg: DictConfig, how: Mapping[str, Any], whose: str) -> tuple[Data, bool]:
+    """The data with a preprocessing's mean, deviation and size, unless the config sets its own; whether it has them.
+
+    The size of weights is that of whole images, which segmentation's crops need not have.
+    """
+    if cfg.data.get("mean") is not None or "mean" not in how:
+        return data, False
+    size = how.get("image_size")
+    resizes = cfg.image_size is None and (whose == "run" or data.task == "classification")
+    if size is not None and resizes and tuple(size) != data.image_size:
+        data = build(cfg.data, image_size=list(size))
+    if data.normalize != "standardize":
+        return data, False
+    weights.normalize_like(data, how)
+    return data, True
+
+
+def name_of(cfg: DictConfig) -> str:
+    """The network's name: the choice of model, and what a library calls its network."""
+    inner = cfg.model.get("name") if isinstance(cfg.model, DictConfig) else None
+    return f"{cfg.choices.model} {inner}" if inner else cfg.choices.model
 
 
 def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
@@ -68,7 +107,8 @@ def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
 def check_task(network: nn.Module, data: Data, cfg: DictConfig) -> None:
     """Raise ConfigError if the network does not do what the data is for."""
     does = {"classification": "classifies images", "segmentation": "segments images", "detection": "detects objects"}
-    if task_of(network) != data.task:
+    needed = "classification" if data.task == "multilabel" else data.task
+    if task_of(network) != needed:
         raise ConfigError(
             f"{cfg.choices.model} {does[task_of(network)]}, but data={cfg.choices.data} is for {data.task}; "
             "choose another model or data (cnn-train list data)"
@@ -92,7 +132,7 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
     """
     parts = cfg.trainer.split_batches
     smallest, which = smallest_batch(network, data, parts, num_processes)
-    model, size = cfg.choices.model, "x".join(map(str, data.image_size))
+    model, size = name_of(cfg), "x".join(map(str, data.image_size))
     images = torch.empty(smallest, data.in_channels, *data.image_size, device="meta")
     try:
         outputs = copy.deepcopy(network).to("meta").train()(images)
@@ -104,7 +144,7 @@ def check_fit(network: nn.Module, data: Data, cfg: DictConfig, num_processes: in
             f"norm={cfg.choices.norm} needs more than one value per channel, but {which} is {smallest} image and a map "
             f"of {model} is 1x1; choose {fewer}data.drop_last=true, another data.batch_size, norm=gn or norm=frozen_bn"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torchvision and timm assert what they need
         raise ConfigError(
             f"{model} cannot take images of {size}: {str(error).splitlines()[0]}; try a larger image_size"
         ) from error

@@ -1,192 +1,308 @@
-"""Predictions of a trained network for new images."""
+"""Predictions of a trained network for new images: read ahead, predicted in batches, written as they come."""
 
 import csv
+import glob
 import io
+import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from cnn_train.config.build import build, build_layers
-from cnn_train.config.load import AFTER_TRAINING, load
+from cnn_train.config.load import load as load_config
 from cnn_train.errors import ConfigError, DataError
 from cnn_train.runs.find import find
 
 if TYPE_CHECKING:  # torch comes after the config is checked
-    import torch
-    from omegaconf import DictConfig
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from cnn_train.experiment.trained import Trained
+
+COLUMNS = ("path", "image", "file", "filename", "image_path")  # of a CSV file of paths, unless one is named
+FORMATS = ("csv", "jsonl")
+OF_BOXES = ("csv", "coco", "voc", "yolo")  # for detection
 
 
-BATCH = 32
+@dataclass(frozen=True)
+class Item:
+    """An image to predict; its results are named after `name`, a path without suffix."""
+
+    path: Path
+    name: Path
 
 
 def predict(
     run: str | Path,
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     output: Path | None = None,
     overrides: Sequence[str] = (),
     top: int = 5,
     *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    form: str = "csv",
+    column: str | None = None,
+    strict: bool = False,
     config_dir: str | None = None,
     trust: Sequence[str] = (),
     score: float | None = None,
-    form: str = "csv",
 ) -> Path:
-    """Predict one image or all of a folder with a run's weights (see `cnn_train.runs.find`); the results' folder.
+    """Predict images with a run's best weights, or with an exported file; the folder of the results.
 
-    `score` and `form` are for detection (`cnn_train.experiment.detect`).
+    `source` is an image, a folder, a pattern, a CSV file with a `column` of paths, "-" for paths on stdin, or several
+    of these. Results come in the order of the input. A file that cannot be read gets a row with an error and, once all
+    others are done, raises DataError; with `strict` at once.
     """
-    found = find(run)
-    folder, file = found.folder, found.checkpoint
-    cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
-    names = _names(Path(source))
-    from cnn_train.runs import checkpoint
-
-    state = checkpoint.load(file)
-    if "class_names" not in state or "preprocessing" not in state:
-        raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
-    task = state["preprocessing"]["task"]
-    ignored = [word for word in overrides if word.startswith(AFTER_TRAINING)]
-    if ignored and task == "classification":
-        raise ConfigError(
-            f"{ignored[0]} is for segmentation, and {cfg.choices.model} of {folder} is trained for {task}"
-        )
+    if form not in {*FORMATS, *OF_BOXES}:
+        raise ConfigError(f"format must be {', '.join(FORMATS)}, or for detection {', '.join(OF_BOXES)}, got {form!r}")
+    exported = Path(run).suffix in (".safetensors", ".onnx") and Path(run).is_file()
+    folder = Path(run).parent if exported else find(run).folder
+    if not exported:
+        load_config(folder, overrides, config_dir=config_dir, trust=trust)  # before torch is imported
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    items = chosen(sources, column)
     results = output or folder / "predictions"
-    network, device = _network(cfg, state)
-    if task == "segmentation":
-        _segment(cfg, state, network, device, names, results)
-    elif task == "detection":
-        from cnn_train.experiment.detect import Finder, detect
+    from cnn_train.experiment.detect import detect, finder_of
 
-        images = _images(list(names), state["preprocessing"])
-        detect(Finder.of(cfg, state, network, score), images, names, state["class_names"], results, form)
-    else:
-        _classify(cfg, state, network, device, names, results, top)
+    finder = None if exported else finder_of(run, overrides, score, config_dir=config_dir, trust=trust)
+    allowed = FORMATS if finder is None else OF_BOXES
+    if form not in allowed:
+        raise ConfigError(f"format={form} is not for this run's task; choose {', '.join(allowed)}")
+    if finder is not None:
+        detect(finder, ((item.path, finder.read(item.path), item.name) for item in items), results, form)
+        return results
+    from cnn_train.experiment.trained import load
+
+    model = load(run, overrides, config_dir=config_dir, trust=trust)
+    results.mkdir(parents=True, exist_ok=True)
+    describe = Segmentation(model, results) if model.task == "segmentation" else Classification(model, top)
+    with open(results / f"predictions.{form}", "w", encoding="utf-8", newline="") as file:
+        count, failed, last = write(file, form, describe, items, batch_size, workers, strict)
+    if count == 1 and not failed:
+        print(describe.spoken(last))
+    if failed:
+        raise DataError(
+            f"{failed[0]}" + (f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else "")
+            + f"; {count - len(failed)} of {count} images are predicted in {results}"
+        )  # fmt: skip
     return results
 
 
-def _names(source: Path) -> dict[Path, Path]:
-    """The images and what each is called in the results: its path in the folder, without suffix if that is enough."""
+# -- What to predict -------------------------------------------------------------------------------------
+
+
+def chosen(sources: Sequence[str | Path], column: str | None = None) -> Iterator[Item]:
+    """The images that words of a command line name. Raises DataError for a word that names none."""
+    parts = [_from_stdin() if str(source) == "-" else iter(_of(source, column)) for source in sources]
+    return _named_once(item for part in parts for item in part)
+
+
+def _of(source: str | Path, column: str | None) -> list[Item]:
     from cnn_train.data.decode import images_in
     from cnn_train.data.splits import what_is_in
 
-    if source.is_file():
-        return {source: Path(source.stem)}
-    if not source.is_dir():
-        raise DataError(f"no image or folder {source}")
-    paths = images_in(source)
-    if not paths:
-        raise DataError(f"{source} holds no images but {what_is_in(source)}")
-    names = {path: path.relative_to(source) for path in paths}
-    stems = [name.with_suffix("") for name in names.values()]
-    return names if len(set(stems)) < len(stems) else dict(zip(paths, stems, strict=True))
+    path = Path(source)
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return [Item(image, Path(image.stem)) for image in _in_table(path, column)]
+    if path.is_file():
+        return [Item(path, Path(path.stem))]
+    if path.is_dir():
+        found = images_in(path)
+        if not found:
+            raise DataError(f"{path} holds no images but {what_is_in(path)}")
+        names = [image.relative_to(path) for image in found]
+        unique = len({name.with_suffix("") for name in names}) == len(names)
+        return [Item(i, n.with_suffix("") if unique else n) for i, n in zip(found, names, strict=True)]
+    matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else []
+    if not matches:
+        what = "no file matches" if glob.has_magic(str(source)) else "no image or folder"
+        raise DataError(f"{what} {source}")
+    return [Item(Path(match), Path(Path(match).stem)) for match in matches if os.path.isfile(match)]
 
 
-def _network(cfg: "DictConfig", state: dict[str, Any]) -> tuple["nn.Module", "torch.device"]:
-    """The network with the checkpoint's weights, the averaged ones where there are some, where it will run."""
-    import torch
-
-    from cnn_train.experiment.hardware import accelerator
-    from cnn_train.runs import checkpoint
-
-    classes, channels = len(state["class_names"]), state["preprocessing"]["in_channels"]
-    network = build(cfg.model, num_classes=classes, in_channels=channels, layers=build_layers(cfg))
-    network.load_state_dict(checkpoint.evaluated_weights(state))
-    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg.trainer.accelerator), kind))
-    return network.eval().to(device), device
+def _from_stdin() -> Iterator[Item]:
+    for line in sys.stdin:
+        if line.strip():
+            yield Item(Path(line.strip()), Path(Path(line.strip()).stem))
 
 
-def _images(paths: Sequence[Path], how: dict[str, Any]) -> "Iterator[tuple[Path, Tensor]]":
-    """Each image (C, H, W) uint8, with a progress line on a terminal."""
+def _in_table(path: Path, column: str | None) -> list[Path]:
+    """The column of paths, which may be relative to the table's folder."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        names = reader.fieldnames or []
+        name = column or next((name for name in COLUMNS if name in names), None)
+        if name not in names:
+            raise DataError(f"{path} has no column {name or ' or '.join(COLUMNS)}, but {', '.join(names)}; column=NAME")
+        given = [Path(row[name]) for row in reader if row[name]]
+    return [image if image.is_absolute() or image.exists() else path.parent / image for image in given]
+
+
+def _named_once(items: Iterable[Item]) -> Iterator[Item]:
+    """The items with a number after names that came before."""
+    seen: dict[str, int] = {}
+    for item in items:
+        name = item.name.as_posix()
+        seen[name] = seen.get(name, 0) + 1
+        yield item if seen[name] == 1 else Item(item.path, item.name.with_name(f"{item.name.name}_{seen[name]}"))
+
+
+# -- Predicting ------------------------------------------------------------------------------------------
+
+
+def write(
+    file: TextIO, form: str, describe: "Classification | Segmentation", items: Iterator[Item], batch_size: int,
+    workers: int | None, strict: bool,
+) -> tuple[int, list[DataError], dict[str, Any]]:  # fmt: skip
+    """Write a row for each image, a batch at a time; how many, the errors, and the last row."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    from cnn_train.data.images import Reader
+    from cnn_train.data.disk import num_workers
 
-    read, console = Reader.of(how), Console(stderr=True)
-    for path in track(paths, "predict", console=console, disable=not sys.stderr.isatty(), transient=True):
-        yield path, read(path)
-
-
-def _segment(
-    cfg: "DictConfig", state: dict[str, Any], network: "nn.Module", device: "torch.device", names: dict[Path, Path],
-    results: Path,
-) -> None:  # fmt: skip
-    """Each image is brought to the scale of evaluation, its scores back to its own size, and its labels are saved."""
-    import torch
-    from torch.nn import functional as F
-
-    from cnn_train.data.data import scale_and_shift
-    from cnn_train.data.images import scaled_size, visible
-    from cnn_train.tasks.inference import labels_of
-    from cnn_train.tasks.pictures import overlay, palette, save_labels, save_picture
-
-    how = state["preprocessing"]
-    classes = len(state["class_names"])
-    scale, shift = scale_and_shift(how["mean"], how["std"])
-    inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
-    for path, image in _images(list(names), how):
-        own = image.size(1), image.size(2)
-        scaled = scaled_size(own, tuple(how["image_size"]), how["resize"])
-        images = image.float()[None].to(device)
-        with torch.no_grad():
-            network_sees = F.interpolate(images, scaled, mode="bilinear", antialias=True) if scaled != own else images
-            scores = inference(network, network_sees * scale.to(device) + shift.to(device))
-            scores = F.interpolate(scores, own, mode="bilinear") if scaled != own else scores
-            labels = labels_of(scores, images, postprocess)[0].cpu()
-        name = names[path].as_posix() + ".png"
-        save_labels(labels, results / "masks" / name)
-        save_picture(overlay(visible(image), labels, classes), results / "overlays" / name)
-    colours = palette(classes).tolist()
-    rows = [[i, name, *colour] for i, (name, colour) in enumerate(zip(state["class_names"], colours, strict=True))]
-    _write_csv(results / "classes.csv", ["class", "name", "red", "green", "blue"], rows)
+    writer = csv.DictWriter(file, describe.columns, lineterminator="\n") if form == "csv" else None
+    if writer is not None:
+        writer.writeheader()
+    count, failed, row = 0, [], {}
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("predict", total=None)
+        for batch in batches(items, describe.read, batch_size, num_workers(workers)):
+            errors = [found for _, found in batch if isinstance(found, DataError)]
+            if errors and strict:
+                raise errors[0]
+            for row in describe.rows(batch):
+                if writer is not None:
+                    writer.writerow({column: _cell(row.get(column, "")) for column in describe.columns})
+                else:
+                    file.write(json.dumps(row) + "\n")
+            file.flush()
+            count += len(batch)
+            failed += errors
+            bar.update(task, advance=len(batch))
+    return count, failed, row
 
 
-def _classify(
-    cfg: "DictConfig", state: dict[str, Any], network: "nn.Module", device: "torch.device", names: dict[Path, Path],
-    results: Path, top: int,
-) -> None:  # fmt: skip
-    import torch
-
-    from cnn_train.data.data import scale_and_shift
-    from cnn_train.data.images import bring_to_size
-
-    how, classes = state["preprocessing"], state["class_names"]
-    scale, shift = scale_and_shift(how["mean"], how["std"])
-    top = min(top, len(classes))
-    rows: list[list[Any]] = []
-    paths: list[Path] = []
-    waiting: list[Tensor] = []
-
-    def flush() -> None:
-        with torch.no_grad():
-            probabilities = network((torch.stack(waiting) * scale + shift).to(device)).float().softmax(1).cpu()
-        values, numbers = probabilities.topk(top)
-        for path, value, number in zip(paths, values.tolist(), numbers.tolist(), strict=True):
-            pairs = [(classes[n], f"{v:.6f}") for n, v in zip(number, value, strict=True)]
-            rows.append([path.as_posix(), *(word for pair in pairs for word in pair)])
-        paths.clear()
-        waiting.clear()
-
-    for path, image in _images(list(names), how):
-        paths.append(path)
-        own = image.size(1), image.size(2)
-        waiting.append(bring_to_size(own, tuple(how["image_size"]), how["resize"]).images(image))
-        if len(waiting) == BATCH:
-            flush()
-    if waiting:
-        flush()
-    head = ["image", *(word for rank in range(1, top + 1) for word in (f"class_{rank}", f"probability_{rank}"))]
-    _write_csv(results / "predictions.csv", head, rows)
+def _cell(value: Any) -> Any:
+    return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def _write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> None:
-    from cnn_train.atomic import write_text
+def batches(
+    items: Iterator[Item], read: Any, batch_size: int, workers: int
+) -> Iterator[list[tuple[Item, "Tensor | DataError"]]]:
+    """Items and what `read` gives of each, or its DataError, in order; threads read two batches ahead at most."""
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    def safe(item: Item) -> Any:
+        try:
+            return read(item.path)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        waiting: deque[tuple[Item, Future]] = deque()
+        batch: list[tuple[Item, Any]] = []
+        for item in items:
+            waiting.append((item, pool.submit(safe, item)))
+            if len(waiting) >= 2 * batch_size:
+                first, future = waiting.popleft()
+                batch.append((first, future.result()))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        rest = ((item, future.result()) for item, future in waiting)
+        while part := [*batch, *islice(rest, batch_size - len(batch))]:
+            yield part
+            batch = []
+
+
+class Classification:
+    """Rows with the most probable classes of each image."""
+
+    def __init__(self, model: "Trained", top: int):
+        self.model = model
+        self.top = min(top, len(model.class_names))
+        pairs = [(f"class_{rank}", f"probability_{rank}") for rank in range(1, self.top + 1)]
+        self.columns = ["image", *(name for pair in pairs for name in pair), "error"]
+
+    def read(self, path: Path) -> "Tensor":
+        """Decode an image, at the network's size."""
+        return self.model.sized(self.model.read(path))
+
+    def rows(self, batch: list[tuple[Item, "Tensor | DataError"]]) -> Iterator[dict[str, Any]]:
+        import torch
+
+        images = [found for _, found in batch if not isinstance(found, DataError)]
+        answers = iter(self.model.probabilities(torch.stack(images)) if images else ())
+        for item, found in batch:
+            if isinstance(found, DataError):
+                yield {"image": item.path.as_posix(), "error": str(found)}
+                continue
+            values, numbers = next(answers).topk(self.top)
+            row: dict[str, Any] = {"image": item.path.as_posix()}
+            for rank, (value, number) in enumerate(zip(values.tolist(), numbers.tolist(), strict=True), start=1):
+                row |= {f"class_{rank}": self.model.class_names[number], f"probability_{rank}": value}
+            yield row
+
+    def spoken(self, row: dict[str, Any]) -> str:
+        """A row for the terminal."""
+        ranks = range(1, self.top + 1)
+        return "\n".join(f"{row[f'probability_{rank}']:>11.4f}  {row[f'class_{rank}']}" for rank in ranks)
+
+
+class Segmentation:
+    """Masks and overlays as PNG files, and rows with each class's share of the image and its connected regions."""
+
+    def __init__(self, model: "Trained", results: Path):
+        from cnn_train.atomic import write_text
+        from cnn_train.tasks.pictures import palette
+
+        self.model = model
+        self.results = results
+        names = model.class_names
+        self.columns = ["image", "mask", *(f"share {n}" for n in names), *(f"regions {n}" for n in names), "error"]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["class", "name", "red", "green", "blue"])
+        colours = palette(len(names)).tolist()
+        writer.writerows([i, name, *colour] for i, (name, colour) in enumerate(zip(names, colours, strict=True)))
+        write_text(results / "classes.csv", text.getvalue())
+
+    def read(self, path: Path) -> "Tensor":
+        """Decode an image, at its own size."""
+        return self.model.read(path)
+
+    def rows(self, batch: list[tuple[Item, "Tensor | DataError"]]) -> Iterator[dict[str, Any]]:
+        from scipy.ndimage import label
+
+        from cnn_train.data.images import visible
+        from cnn_train.experiment.trained import Segmented
+        from cnn_train.tasks.pictures import overlay, save_labels, save_picture
+
+        names = self.model.class_names
+        for item, found in batch:
+            if isinstance(found, DataError):
+                yield {"image": item.path.as_posix(), "error": str(found)}
+                continue
+            labels = self.model.segment(found)
+            file = item.name.as_posix() + ".png"
+            save_labels(labels, self.results / "masks" / file)
+            save_picture(overlay(visible(found), labels, len(names)), self.results / "overlays" / file)
+            shares = Segmented(labels, names).shares
+            regions = {name: label((labels == k).numpy())[1] if shares[name] else 0 for k, name in enumerate(names)}
+            yield {
+                "image": item.path.as_posix(),
+                "mask": f"masks/{file}",
+                **{f"share {name}": share for name, share in shares.items()},
+                **{f"regions {name}": count for name, count in regions.items()},
+            }
+
+    def spoken(self, row: dict[str, Any]) -> str:
+        """A row for the terminal."""
+        shares = {name: row[f"share {name}"] for name in self.model.class_names}
+        ranked = sorted(shares.items(), key=lambda pair: -pair[1])
+        return "\n".join(f"{share:>11.4f}  {name}" for name, share in ranked if share)

@@ -79,10 +79,10 @@ def meeting_point(first: bool) -> Any:
 _stores: list[Any] = []
 
 
-def train(folder: Path, resume: bool, count: int, granted: Sequence[str] = ()) -> dict[str, float]:
+def train(folder: Path, count: int, words: Sequence[str] = ()) -> dict[str, float]:
     """Train the run in `folder` by `count` processes of this machine; its final metrics.
 
-    `granted` are words for their command lines: what their config, a file to them, may name and fetch.
+    `words` are for their command lines: whether they resume, and what their config, a file to them, may name and fetch.
 
     Signals go to all of them, and they agree on the step to stop at. When one fails the others are ended, and its
     error is the one that is told. Raises ProcessFailed, EnvError or Interrupted.
@@ -102,7 +102,7 @@ def train(folder: Path, resume: bool, count: int, granted: Sequence[str] = ()) -
         try:
             port = free_port()
             for rank in range(count):
-                ranks.append(start(folder, resume, rank, count, port, granted))
+                ranks.append(start(folder, words, rank, count, port))
             if received:  # before all were there
                 forward(received[0])
             codes = wait(ranks)
@@ -122,10 +122,7 @@ def train(folder: Path, resume: bool, count: int, granted: Sequence[str] = ()) -
     return json.loads((folder / "metrics.json").read_text())
 
 
-def start(
-    folder: Path, resume: bool, rank: int, count: int, port: int, granted: Sequence[str] = ()
-) -> "subprocess.Popen[bytes]":
-    words = [*(["resume=true"] if resume else []), *granted]
+def start(folder: Path, words: Sequence[str], rank: int, count: int, port: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-m", "cnn_train", "worker", str(folder), *words]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     place |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "CNN_TRAIN_PARENT": str(os.getpid())}
@@ -150,7 +147,7 @@ def free_port() -> int:
 
 
 def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
-    """Wait for all, or for a first error and then a little for the others; exit codes in the order the processes ended."""
+    """Wait for all, or for a first error and then a little for the others; exit codes in the order of their ends."""
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(ranks) and time.monotonic() < deadline:

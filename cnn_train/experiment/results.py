@@ -12,8 +12,10 @@ from cnn_train import atomic
 from cnn_train.config.choices import Choices
 from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
+from cnn_train.experiment.network import name_of
 from cnn_train.layers.norm import synchronizes
 from cnn_train.runs import checkpoint, secrets
+from cnn_train.tasks.class_weights import weights_in_words
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.text import csv_text, plain
 from cnn_train.training.batches import listens_to_batches
@@ -21,6 +23,7 @@ from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.record import show_picture
 from cnn_train.training.loop import Loop
 from cnn_train.training.samples import names_of, sample_panel
+from cnn_train.training.update import default_of
 
 
 def show_header(experiment: Experiment, start: str = "") -> None:
@@ -40,11 +43,15 @@ def show_header(experiment: Experiment, start: str = "") -> None:
     else:
         device = machine.accelerator
     rows = {
-        "model": f"{cfg.choices.model}, {count:,} parameters",
+        "model": f"{name_of(cfg)}, {count:,} parameters",
         "data": "; ".join([f"{data.name}, {sizes}", f"{data.num_classes} classes, {shape}", *data.notes]),
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
+    if weights := weights_in_words(loop.task.loss, data.class_names):
+        rows["weights"] = "; ".join(weights)
+    if rates := loop.recipe.finetune.describe(loop.network, default_of(loop.recipe.optimizer, "lr")):
+        rows["rates"] = rates
     if synchronizes(loop.network) and machine.num_processes == 1:
         rows["norm"] = f"{cfg.choices.norm} with one process is batch norm"
     listeners = [type(c).__name__ for c in trainer.callbacks if listens_to_batches(c)]  # type: ignore[attr-defined]
@@ -76,7 +83,7 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
     pictures = describe_results(cfg, loop, folder, folder / "pictures", "test", worst)
     for name, picture in pictures.items():
         show_picture(loop, name, picture)
-    settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}}
+    settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}, "model": name_of(cfg)}
     settings |= dict(setting.partition("=")[::2] for setting in cfg.settings)  # ~KEY has no value
     settings = secrets.masked(settings)
     final = {f"final/{name}": value for name, value in metrics.items()}

@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 
-from cnn_train.errors import ConfigError
+from cnn_train.data.fingerprint import differences
+from cnn_train.errors import ConfigError, DataError
 from cnn_train.experiment.build import Experiment
 from cnn_train.runs import checkpoint
 from cnn_train.training.loop import Loop
@@ -20,8 +21,11 @@ def saved_state(folder: Path, rank: int) -> dict[str, Any] | None:
     return state
 
 
-def restore(state: dict[str, Any] | None, experiment: Experiment) -> str:
-    """Set the loop and Lightning's epoch counter to a saved state; says where training continues."""
+def restore(state: dict[str, Any] | None, experiment: Experiment, changed_data: bool = False) -> str:
+    """Set the loop and Lightning's epoch counter to a saved state; says where training continues.
+
+    DataError if the data is not what it was, unless `changed_data` accepts that.
+    """
     if state is None:
         return "from the first step: no checkpoint had been saved"
     loop, folder = experiment.loop, experiment.folder
@@ -35,6 +39,12 @@ def restore(state: dict[str, Any] | None, experiment: Experiment) -> str:
     if experiment.machine.rank == 0:
         results.unlink(missing_ok=True)
     check_same_network(state, loop, folder)
+    changes = differences(state["data"], loop.description["data"])
+    if changes and not changed_data:
+        raise DataError(
+            f"the data of {folder} is not what it was: {'; '.join(changes)}; restore it, or accept it as it is now: "
+            f"cnn-train resume {folder} changed_data=accept"
+        )
     loop.resume_state = state
     loop.best.restore(state["best"])
     set_epoch(experiment.trainer, epoch)

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def train(cfg: "DictConfig", folder: Path | None = None, resume: bool | Literal["auto"] = False) -> dict[str, float]:
+def train(
+    cfg: "DictConfig",
+    folder: Path | None = None,
+    resume: bool | Literal["auto"] = False,
+    changed_data: bool = False,
+) -> dict[str, float]:
     """Run the experiment and return its final metrics: `train/...`, `val/...` of the best epoch and `test/...`.
 
     `folder` is the run's own folder, which with `resume` holds the state that training continues from; None makes a new
     one under `output_dir` or, with `resume="auto"`, continues the newest unfinished run of this very config. A resumed
-    run may have more epochs than before: the schedule is then that of a run of this length.
+    run may have more epochs than before: the schedule is then that of a run of this length. Data that is not what it
+    was is a DataError, unless `changed_data` accepts it.
     """
     machine = Machine.of(cfg.trainer)
     if folder is None:
@@ -32,11 +38,12 @@ def train(cfg: "DictConfig", folder: Path | None = None, resume: bool | Literal[
         path = folder / "config.yaml"
         atomic.write_text(path, secrets.mask_settings(load.text(cfg, path)))
     if machine.starts_processes:
-        return processes.train(folder, bool(resume), machine.num_processes, grants(cfg))
+        words = [*(["resume=true"] if resume else []), *(["changed_data=accept"] if changed_data else []), *grants(cfg)]
+        return processes.train(folder, machine.num_processes, words)
 
     from cnn_train.experiment.fit import fit  # after the processes that need it first
 
-    return fit(cfg, machine, folder, bool(resume))
+    return fit(cfg, machine, folder, bool(resume), changed_data)
 
 
 def begin(cfg: "DictConfig", resume: bool | Literal["auto"]) -> tuple[Path, bool]:

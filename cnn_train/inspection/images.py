@@ -1,18 +1,21 @@
 """What pictures are drawn of: the network with weights, and an image as the network and as people see it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from cnn_train.config.build import build, build_layers
 from cnn_train.errors import ConfigError
 from cnn_train.inspection.subject import Subject
 from cnn_train.layers.init import lsuv_calibrate
+from cnn_train.models import pretrained
 from cnn_train.models.weights import load_weights
-from cnn_train.runs import checkpoint
+from cnn_train.runs import checkpoint, weights_file
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,21 @@ def trained(subject: Subject, run: Path | None) -> nn.Module:
     """Build the network with a run's best weights, averaged ones if it has them, or with those of `weights=`."""
     network = initialized(subject, subject.cfg.seed)
     if run is None:
-        path = Path(subject.cfg.weights)
-        load_weights(network, checkpoint.weights(path), path)
+        load_weights(network, starting_weights(subject.cfg), subject.cfg.weights)
     else:
         file = next((run / name for name in ("best.ckpt", "last.ckpt") if (run / name).is_file()), run / "best.ckpt")
         state = checkpoint.load(file)
         network.load_state_dict(checkpoint.evaluated_weights(state))
     return network
+
+
+def starting_weights(cfg: DictConfig) -> Mapping[str, Tensor]:
+    """The state_dict that `weights=` names."""
+    if not pretrained.is_name(cfg.weights):
+        return weights_file.read(Path(cfg.weights)).tensors
+    names = pretrained.names_of(cfg.model, cfg.choices.model, cfg.norm is not None)
+    given = pretrained.resolve(cfg.weights, names)
+    return weights_file.read(weights_file.fetch(given.address, given.file, given.sha256)).tensors
 
 
 def load_sample(subject: Subject, image: Path | None = None) -> Sample:

@@ -7,7 +7,7 @@ metrics.csv       one row per epoch                              predictions.csv
 log.txt           how the run ended                              pictures/        PNG files
 command.txt, environment.json
 
-A sweep's sweep.json, one folder above, adds the state and the cause of jobs that are not done.
+Its job.json, or the sweep's sweep.json one folder above, adds the state and the cause of a job that is not done.
 """
 
 import csv
@@ -131,7 +131,9 @@ def read_sweep(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _job(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What sweep.json says of the run in `folder`."""
+    """What its job.json, or else sweep.json, says of the run in `folder`."""
+    if own := _json(folder / "job.json"):
+        return own
     records = (job for job in sweep.get("jobs", []) if isinstance(job, dict))
     return next((job for job in records if Path(_text(job.get("folder"))).name == folder.name), {})
 

@@ -41,6 +41,8 @@ def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> Non
         if aside.exists():
             os.replace(aside, previous or path)
     except (OSError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # one that died meanwhile: its signal interrupts whatever is done
+            raise
         # torch reports a full disk as a RuntimeError of its zip writer.
         raise EnvError(
             f"cannot write {path}: {_reason(error)}; the checkpoint before is untouched, resume when there is room"

@@ -138,11 +138,11 @@ def log(folder: Path, text: str) -> Path | None:
     return None
 
 
-def describe(folder: Path, config_yaml: str, command: str) -> None:
-    """Write config, command, versions and the git state into `folder`."""
+def describe(folder: Path, config_yaml: str, command: str, git: tuple[str | None, str] | None = None) -> None:
+    """Write config, command, versions and the git state (asked for if not given) into `folder`."""
     write_text(folder / "config.yaml", mask_settings(config_yaml))
     write_text(folder / "command.txt", mask(command) + "\n")
-    commit, diff = git_state()
+    commit, diff = git_state() if git is None else git
     environment = {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,212 +1,219 @@
-"""A sweep: every combination of lists of values, each trained by a fresh process in a folder of its own.
+"""The engine `local`: jobs as processes of this machine, as many at once as there are places."""
 
-    outputs/sweeps/<date>_<time>_<n>/
-      sweep.json   jobs with overrides, state, metrics; rewritten at every change
-      sweep.csv    the same as a table, when all is done
-      0/ 1/ ...    run folders; log.txt holds what the job printed
-
-`plan` decides what to run, `prepare` writes the frozen configs, `Runner` runs them, `report` ranks them: a sampler only
-has to replace the first, continuing a sweep the second.
-"""
-
-import json
-import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from omegaconf import DictConfig
-
-from cnn_train import atomic
-from cnn_train.config.targets import grants
-from cnn_train.runs import signals
-from cnn_train.sweep.plan import Job, plan, prepare
-from cnn_train.sweep.progress import last_line, progress
-from cnn_train.sweep.ranking import report
+from cnn_train.sweep import system
+from cnn_train.sweep.folder import Sweep
+from cnn_train.sweep.job import Job, read_metrics
+from cnn_train.sweep.progress import PlainProgress, last_line
+from cnn_train.sweep.workers import LOST, Starter, Worker
 
 GRACE = 20.0  # seconds that a stopped job has to save its state
+POLL = 0.01  # seconds between two looks at the jobs
+WATCH = 0.3  # seconds between two looks at their curves
+AGAIN = 2  # tries of a job under sweep.on_failure=retry
+SAME_AGAIN = (2, 5)  # exit codes that a new try would end with again: config, diverged
 
 
-WORKER = (sys.executable, "-P", "-m", "cnn_train", "worker")  # takes a run folder and what its config may do
+class Source(Protocol):
+    """Where a sweep's jobs come from while it runs, and what ends them early."""
 
+    def more(self, jobs: Sequence[Job]) -> list[Job]:
+        """New jobs, now that a place is free; [] if there are none (yet)."""
 
-def run(overrides: Sequence[str], config_dir: str | Path | None = None, worker: Sequence[str] = WORKER) -> int:
-    """Plan, run and report a sweep; the exit code is 0 only if every job succeeded."""
-    jobs = plan(overrides, config_dir)
-    folder = prepare(jobs)
-    code = Runner(jobs, folder, worker).run()
-    report(jobs, folder)
-    return code or int(any(job.state != "done" for job in jobs))
+    def prepare(self, job: Job | None = None) -> bool:
+        """Make the folder of a job, or of any that has none; whether there was one to make."""
 
+    def granted(self, job: Job) -> Sequence[str]:
+        """Words for the worker: what the job's config, a file to it, may name and fetch."""
+        ...
 
-def slots(configs: Sequence[DictConfig]) -> list[dict[str, str]]:
-    """The environment of each place where a job can run, all at once: one per GPU, or one per two cores."""
-    wanted = configs[0].sweep.jobs
-    gpus = [] if all(config.trainer.accelerator in ("cpu", "mps") for config in configs) else visible_gpus()
-    trainers = [config.trainer for config in configs]
-    spread = any(trainer.devices not in ("auto", 1, "1") or trainer.strategy != "auto" for trainer in trainers)
-    if spread:  # each job takes several devices
-        return [{} for _ in range(1 if wanted == "auto" else wanted)]
-    if gpus:
-        count = len(gpus) if wanted == "auto" else wanted
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(cores // 2, 1) if wanted == "auto" else wanted
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(cores // count, 1)))
-    return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """NVIDIA GPUs by the names that CUDA_VISIBLE_DEVICES takes, found without torch."""
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
+    def to_prune(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+        """Jobs that do not deserve to go on, each with the reason."""
 
 
 class Runner:
-    """Runs jobs as processes, as many at once as fit; a job that fails stops no other."""
+    """Runs the jobs of a sweep; what happens is written into their folders."""
 
-    def __init__(self, jobs: Sequence[Job], folder: Path, worker: Sequence[str] = WORKER):
-        self.jobs = jobs
-        self.folder = folder
-        self.worker = worker
-        self.free = slots([job.config for job in jobs])
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.places: dict[int, dict[str, str]] = {}
-        self.started: dict[int, float] = {}
+    def __init__(
+        self,
+        sweep: Sweep,
+        places: Sequence[Mapping[str, str]],
+        show: PlainProgress,
+        source: Source,
+        starter: Starter,
+        on_failure: str = "continue",
+    ):
+        self.sweep = sweep
+        self.free = list(places)
+        self.show = show
+        self.source = source
+        self.starter = starter
+        self.on_failure = on_failure
+        self.workers: dict[int, Worker] = {}
+        self.places: dict[int, Mapping[str, str]] = {}
+        self.since: dict[int, tuple[float, float]] = {}  # when it was started, and the seconds before that
+        self.pruned: set[int] = set()
+        self.signal: int | None = None
+        self.hurry = False
+        self.gave_up = False
 
     def run(self) -> int:
-        """0, or 130 and 143 if the sweep was interrupted or terminated."""
-        with signals.keyboard_interrupts():
-            return self._run()
-
-    def _run(self) -> int:
-        self.save()
-        show = progress(self.jobs, self.folder, len(self.free))
+        """Run all that is waiting; 0, or 128 + a signal's number if one has stopped the sweep."""
         try:
-            with terminable(), show:
-                while any(job.state in ("waiting", "running") for job in self.jobs):
-                    for job in self.jobs:
-                        if job.state == "waiting" and self.free:
-                            self.start(job)
-                            show.changed(job)
-                        elif job.state == "running" and self.finished(job):
-                            show.changed(job)
-                    show.tick()
-                    time.sleep(0.1)
-        except KeyboardInterrupt:
-            self.stop()
-            return 130
-        except Terminated:
-            self.stop()
-            return 143
-        return 0
+            with system.stops_handled_by(self.interrupt), self.show:
+                self.loop()
+        finally:  # also after an error of ours, such as a full disk
+            if self.workers:
+                with system.stops_handled_by(self.interrupt):
+                    self.stop()
+        return 0 if self.signal is None else 128 + self.signal
+
+    def interrupt(self, number: int, frame: object) -> None:
+        """Note a signal: the first stops the sweep, the second kills what still saves."""
+        if system.closes_terminal(number):
+            system.silence_terminal()
+        self.hurry = self.signal is not None
+        self.signal = self.signal or number
+
+    def loop(self) -> None:
+        watched = time.monotonic()
+        while self.signal is None and not self.gave_up:
+            changed = False
+            for job in self.sweep.jobs:
+                if job.number in self.workers:
+                    changed |= self.finished(job)
+                elif job.state == "running":  # left by a killed sweep, and saving its state
+                    self.look_again(job)
+            changed |= self.start_next()
+            if time.monotonic() - watched > WATCH:
+                watched = time.monotonic()
+                self.prune()
+            self.show.tick()
+            if not self.workers and not any(job.state in ("waiting", "running") for job in self.sweep.jobs):
+                return
+            if not changed and not self.source.prepare():
+                time.sleep(POLL)
+
+    def start_next(self) -> bool:
+        """Start waiting jobs, or new ones from the source, while there are places."""
+        started = False
+        while self.free and not (self.signal or self.gave_up) and self.starter.ready():
+            job = next((job for job in self.sweep.jobs if job.state == "waiting"), None)
+            if job is None:
+                new = self.source.more(self.sweep.jobs)
+                if not new:
+                    break
+                continue
+            self.start(job)
+            started = True
+        return started
 
     def start(self, job: Job) -> None:
         place = self.free.pop(0)
-        with (job.folder / "log.txt").open("ab") as log:
-            self.processes[job.number] = subprocess.Popen(
-                [*self.worker, str(job.folder), *grants(job.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **place},
-                start_new_session=True,  # a Ctrl-C is ours: we ask the jobs to save and stop
-            )
+        self.source.prepare(job)
+        arguments = [str(job.folder), *self.source.granted(job)]
+        if job.started:
+            arguments.append("resume=true")
+            (job.folder / "metrics.json").unlink(missing_ok=True)  # of a start that failed after all
+        job.state, job.error, job.exit_code, job.started = "running", "", None, True
+        job.threads = int(place.get("OMP_NUM_THREADS", 0))
+        job.save()
+        self.workers[job.number] = self.starter.start(arguments, place)
         self.places[job.number] = place
-        self.started[job.number] = time.monotonic()
-        job.state = "running"
-        self.save()
+        self.since[job.number] = time.monotonic(), job.seconds
+        self.show.changed(job)
 
     def finished(self, job: Job) -> bool:
-        """Note the end of a running job."""
-        job.seconds = time.monotonic() - self.started[job.number]
-        code = self.processes[job.number].poll()
+        """Note the end of a running job, and whether it has come."""
+        started, before = self.since[job.number]
+        job.seconds = before + time.monotonic() - started
+        code = self.workers[job.number].poll()
         if code is None:
             return False
+        del self.workers[job.number]
         self.free.append(self.places.pop(job.number))
-        job.exit_code = code
-        job.metrics = read_metrics(job.folder / "metrics.json")
-        job.state = "done" if code == 0 else "failed"
-        if code == 0 and not job.metrics:
-            job.state, job.error = "failed", "it ended without metrics.json"
-        elif code < 0:
-            job.error = f"killed by {signal.Signals(-code).name}" + (" (memory?)" if code == -signal.SIGKILL else "")
-        elif code:
-            job.error = last_line(job.folder / "log.txt", "error:").removeprefix("error: ") or f"exit code {code}"
-        self.save()
+        self.end(job, code)
         return True
+
+    def end(self, job: Job, code: int) -> None:
+        """Decide what became of a job that ended with this exit code."""
+        job.exit_code, job.metrics = code, read_metrics(job.folder)
+        if code == 0 and job.metrics:
+            job.state, job.error = "done", ""
+        elif job.number in self.pruned:
+            job.state = "pruned"
+        elif self.signal is not None or self.gave_up:
+            job.state = "stopped"
+        else:
+            job.state, job.error = "failed", cause(job, code)
+            job.tries += 1
+            retry = self.on_failure == "retry" and code not in SAME_AGAIN
+            if (retry or code == LOST) and job.tries < AGAIN:
+                self.show.say(f"{job.name}: {job.error}; trying it again")
+                job.state = "waiting"
+            elif self.on_failure == "stop":
+                self.gave_up = True
+        job.save()
+        if job.state != "waiting":
+            self.show.changed(job)
+
+    def look_again(self, job: Job) -> None:
+        """See whether a job that a killed sweep has left has ended."""
+        job.read_state()
+        if job.state == "stopped":
+            job.state = "waiting"
+        if job.state != "running":
+            job.save()
+            self.show.changed(job)
+
+    def prune(self) -> None:
+        """End the jobs that are not worth going on with; each saves its state, so that it could."""
+        for job, reason in self.source.to_prune(self.sweep.jobs):
+            if job.number in self.workers and job.number not in self.pruned:
+                self.pruned.add(job.number)
+                job.state, job.error = "pruned", reason
+                job.save()  # before it ends: a sweep that is killed now knows
+                self.workers[job.number].stop()
+            elif job.state == "waiting":
+                self.source.prepare(job)
+                job.state, job.error = "pruned", reason
+                job.save()
+                self.show.changed(job)
 
     def stop(self) -> None:
         """Ask every running job to save its state and end; kill those that do not in time."""
-        running = [job for job in self.jobs if job.state == "running"]
-        if running:
-            print(f"stopping {len(running)} running jobs; Ctrl-C again kills them", file=sys.stderr)
+        running = [job for job in self.sweep.jobs if job.number in self.workers]
+        say(f"stopping {len(running)} running jobs; Ctrl-C again kills them")
         deadline = time.monotonic() + GRACE
-        try:
-            for job in running:
-                self.signal(job, signal.SIGTERM)
-            for job in running:
-                try:
-                    self.processes[job.number].wait(max(deadline - time.monotonic(), 0))
-                except subprocess.TimeoutExpired:
-                    self.signal(job, signal.SIGKILL)
-        except KeyboardInterrupt:
-            for job in running:
-                self.signal(job, signal.SIGKILL)
         for job in running:
-            job.exit_code = self.processes[job.number].wait()
-            job.metrics = read_metrics(job.folder / "metrics.json")
-            job.state = "done" if job.exit_code == 0 and job.metrics else "stopped"
-        self.save()
-
-    def signal(self, job: Job, number: signal.Signals) -> None:
-        """To the job's whole process group: its ranks and workers too."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.processes[job.number].pid, number)
-
-    def save(self) -> None:
-        record = {"jobs": [job.record() for job in self.jobs]}
-        atomic.write_json(self.folder / "sweep.json", record)
+            self.workers[job.number].stop()
+        while self.workers and time.monotonic() < deadline + GRACE:
+            for job in running:
+                late = self.hurry or time.monotonic() > deadline
+                if job.number in self.workers and not self.finished(job) and late:
+                    self.workers[job.number].kill()
+            time.sleep(POLL)
 
 
-class Terminated(Exception):
-    """SIGTERM."""
+def cause(job: Job, code: int) -> str:
+    """Why a job failed: what its log tells, or what its exit code does."""
+    if code == 0:
+        return "it ended without metrics.json"
+    if code == LOST:
+        return "the server that it was forked from was killed"
+    if code < 0:
+        return system.describe_exit(code)
+    told = last_line(job.folder / "log.txt", "error:")
+    return told.removeprefix("error: ") if told.startswith("error:") else system.describe_exit(code)
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Within: SIGTERM raises Terminated, so that no job is left behind."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
+def say(text: str) -> None:
+    """Print to stderr, which may be gone."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def read_metrics(path: Path) -> dict[str, float]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        system.silence_terminal()

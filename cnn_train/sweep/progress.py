@@ -1,4 +1,4 @@
-"""A sweep on the terminal while it runs."""
+"""A sweep on the terminal while it runs, and its jobs as a table."""
 
 import os
 import re
@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_train.sweep.plan import Job
+from cnn_train.sweep.job import Job, read_curve
+
+CURVE = 2.0  # seconds between two looks at a job's curve
 
 
 def last_line(path: Path, start: str = "") -> str:
@@ -23,15 +25,44 @@ def last_line(path: Path, start: str = "") -> str:
     return next((line for line in reversed(lines) if line.startswith(start)), lines[-1] if lines else "")
 
 
+def standing(job: Job, metric: str | None) -> str:
+    """How far a running job has come: epoch, metric, and the time left by the pace of its epochs."""
+    curve = read_curve(job.folder, metric or "train/loss") or read_curve(job.folder, "train/loss")
+    if not curve:
+        return last_line(job.folder / "log.txt")
+    epoch = max(curve)
+    parts = [f"epoch {epoch}/{job.epochs or '?'}", f"{metric or 'train/loss'} {curve[epoch]:.4f}"]
+    if epoch and job.epochs >= epoch:
+        parts.append(f"{duration(job.seconds / epoch * (job.epochs - epoch))} left")
+    return ", ".join(parts)
+
+
+def describe(job: Job, metric: str | None) -> str:
+    """What there is to say of a job besides its state."""
+    if job.state == "running":
+        return standing(job, metric)
+    if job.state == "done" and metric in job.metrics:
+        return f"{metric} {job.metrics[str(metric)]:.4f}"
+    return job.error or (last_line(job.folder / "log.txt") if job.state == "stopped" else "")
+
+
+def counts(jobs: Sequence[Job]) -> str:
+    """How many jobs are in each state: `3 done, 1 failed, 4 waiting`."""
+    states = [job.state for job in jobs]
+    order = ("done", "failed", "pruned", "stopped", "running", "waiting")
+    return ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
+
+
 class PlainProgress:
     """A line when a job starts and when it ends, and one at least every 30 s."""
 
     interval = 30.0
 
-    def __init__(self, jobs: Sequence[Job], folder: Path, places: int):
+    def __init__(self, jobs: list[Job], title: str, metric: str | None):
         self.jobs = jobs
+        self.metric = metric
         self.last = time.monotonic()
-        print(f"sweep of {len(jobs)} jobs, {places} at once, in {folder}", file=sys.stderr)
+        print(title, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "PlainProgress":
         return self
@@ -40,14 +71,19 @@ class PlainProgress:
         pass
 
     def changed(self, job: Job) -> None:
-        ending = {"done": f"done in {duration(job.seconds)}", "failed": f"failed: {job.error}"}
-        self.say(f"[{job.number + 1}/{len(self.jobs)}] {job.name}: {ending.get(job.state, 'started')}")
+        ending = {
+            "done": f"done in {duration(job.seconds)}",
+            "failed": f"failed: {job.error}",
+            "pruned": f"pruned: {job.error}",
+            "running": "started",
+        }
+        self.say(f"[{job.number + 1}/{len(self.jobs)}] {job.name}: {ending.get(job.state, job.state)}")
 
     def tick(self) -> None:
         if time.monotonic() - self.last >= self.interval:
             for job in self.jobs:
                 if job.state == "running":
-                    self.say(f"[{job.number + 1}/{len(self.jobs)}] {job.name}: {last_line(job.folder / 'log.txt')}")
+                    self.say(f"[{job.number + 1}/{len(self.jobs)}] {job.name}: {standing(job, self.metric)}")
 
     def say(self, text: str) -> None:
         self.last = time.monotonic()
@@ -65,6 +101,7 @@ class LiveProgress(PlainProgress):
 
         self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self.live.start()
+        self.known: dict[int, tuple[float, str]] = {}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -84,19 +121,30 @@ class LiveProgress(PlainProgress):
             table.add_column(no_wrap=True, overflow="ellipsis")
         for job in self.jobs:
             if job.state == "running":
-                table.add_row(job.name, duration(job.seconds), last_line(job.folder / "log.txt"))
-        states = [job.state for job in self.jobs]
-        table.add_row(
-            f"{states.count('done')} done, {states.count('failed')} failed, {states.count('waiting')} waiting", "", ""
-        )
+                table.add_row(job.name, duration(job.seconds), self.standing(job))
+        table.add_row(counts(self.jobs), "", "")
         self.live.update(table, refresh=True)
 
+    def standing(self, job: Job) -> str:
+        """`standing`, read from the files now and then only."""
+        since, text = self.known.get(job.number, (0.0, ""))
+        if self.last - since > CURVE:
+            text = standing(job, self.metric)
+            self.known[job.number] = self.last, text
+        return text
 
-def progress(jobs: Sequence[Job], folder: Path, places: int) -> PlainProgress:
-    wanted = jobs[0].config.trainer.progress
+
+def progress(jobs: list[Job], title: str, metric: str | None, wanted: str) -> PlainProgress:
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     live = wanted == "rich" or (wanted == "auto" and terminal)
-    return (LiveProgress if live else PlainProgress)(jobs, folder, places)
+    return (LiveProgress if live else PlainProgress)(jobs, title, metric)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

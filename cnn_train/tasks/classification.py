@@ -1,10 +1,12 @@
-"""Classification: top-1, top-5 and per-class accuracy from one confusion matrix."""
+"""Classification: accuracy, top-5, F1, kappa, precision and recall per class from one confusion matrix; calibration."""
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from cnn_train.data.data import Batch, Data
+from cnn_train.tasks.calibration import Calibration
+from cnn_train.tasks.intervals import OF_CONFUSION, f1, precision, recall
 from cnn_train.tasks.pictures import Picture, classification_panel
 from cnn_train.tasks.task import Measured, Task
 
@@ -12,7 +14,7 @@ from cnn_train.tasks.task import Measured, Task
 class Classification(Task):
     """Scores (N, K) against labels (N), or against soft targets (N, K) in training."""
 
-    metric_names = ("loss", "acc", "top5", "mean_class_acc")
+    metric_names = ("loss", "acc", "top5", "mean_class_acc", "f1", "kappa", "ece", "brier")
     shown_metrics = ("acc", "loss")
 
     def __init__(self, loss: nn.Module, data: Data, aux_weight: float = 0.0):
@@ -20,6 +22,8 @@ class Classification(Task):
         classes = data.num_classes
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
         self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False)
+
+        self.calibration = Calibration()
 
     def count(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         labels = targets.argmax(1) if targets.ndim == 2 else targets
@@ -29,23 +33,27 @@ class Classification(Task):
     def reset(self) -> None:
         self.confusion.reset()
         self.top5.reset()
+        self.calibration.reset()
 
     def update(self, scores: Tensor, batch: Batch) -> Tensor:
         self.confusion.update(scores, batch.targets)
         self.top5.update(scores, batch.targets)
+        self.calibration.update(scores, batch.targets)
         predictions = scores.argmax(1)
         return torch.stack([batch.targets, predictions, predictions == batch.targets], 1).double()
 
     def compute(self) -> Measured:
         confusion = self.confusion.compute().cpu()
         counts = confusion.double()
-        per_class = counts.diag() / counts.sum(1)
-        metrics = {
-            "acc": float(counts.diag().sum() / counts.sum()),
-            "top5": float(self.top5.compute()),
-            "mean_class_acc": float(per_class.nanmean()),
+        metrics = {name: float(metric(counts)) for name, metric in OF_CONFUSION.items()}
+        metrics = {"acc": metrics.pop("acc"), "top5": float(self.top5.compute()), **metrics}
+        per_class = {
+            "accuracy": recall(counts).tolist(),  # its recall
+            "precision": precision(counts).tolist(),
+            "f1": f1(counts).tolist(),
+            "images": counts.sum(1).tolist(),
         }
-        return Measured(metrics, {"accuracy": per_class.tolist()}, confusion)
+        return Measured(metrics | self.calibration.compute(), per_class, confusion)
 
     def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
         return classification_panel(images, targets, scores.argmax(1), self.data.class_names)

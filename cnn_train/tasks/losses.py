@@ -8,43 +8,13 @@ that need labels refuse them.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ClassWeights = Tensor | Sequence[float] | Literal["auto"] | None
-
-
-def class_weights_from_counts(counts: Tensor | Sequence[float]) -> Tensor:
-    """Weights (K) by inverse frequency, w_c = total / (classes * count_c), from samples or pixels per class (K).
-
-    Their mean over the samples is 1. A class without samples gets weight 1 and is not counted among the classes. Since
-    weighted means are divided by the sum of weights, median-frequency weights (Eigen & Fergus 2015) of the same counts
-    give the same loss.
-    """
-    counts = torch.as_tensor(counts, dtype=torch.float64)
-    present = counts > 0
-    if counts.ndim != 1 or not bool(present.any()):
-        raise ValueError(f"class weights need the counts of each class, at least one of them positive, got {counts}")
-    weights = counts.sum() / (present.sum() * counts)
-    return torch.where(present, weights, torch.ones_like(weights)).float()
-
-
-def _weight_tensor(class_weights: ClassWeights, num_classes: int) -> Tensor | None:
-    if class_weights is None:
-        return None
-    if isinstance(class_weights, str):
-        raise ValueError(
-            f"class_weights={class_weights} must be worked out from the data first; give a list of numbers"
-        )
-    weights = torch.as_tensor(class_weights, dtype=torch.float32).detach().clone()
-    if weights.shape != (num_classes,) or not bool((weights >= 0).all()):
-        raise ValueError(
-            f"class_weights must be {num_classes} numbers of at least 0, one per class, got {weights.tolist()}"
-        )
-    return weights
+from cnn_train.tasks.class_weights import ClassWeights, weight_tensor
 
 
 def _is_soft(scores: Tensor, targets: Tensor) -> bool:
@@ -104,7 +74,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         scores = _wide(scores)
@@ -151,7 +121,7 @@ class MultiClassHinge(nn.Module):
         self.ignore_index = ignore_index
         self.margin = margin
         self.squared = squared
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         scores = _wide(scores)
@@ -167,15 +137,26 @@ class BCE(nn.Module):
     """One binary classifier per class: the mean over samples and classes of the sigmoid's cross-entropy.
 
     Integer labels are one-hot encoded; floats of the scores' shape are several labels at once (or soft ones), single
-    entries of which may be `ignore_index`. `class_weights` weigh the classifiers.
+    entries of which may be `ignore_index`. `class_weights` weigh the classifiers, `positive_weights` multiply the loss
+    of each classifier where its class is shown (`pos_weight` of `torch.nn.BCEWithLogitsLoss`).
     """
 
     class_weights: Tensor | None
+    positive_weights: Tensor | None
 
-    def __init__(self, *, num_classes: int, ignore_index: int = -100, class_weights: ClassWeights = None):
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        ignore_index: int = -100,
+        class_weights: ClassWeights = None,
+        positive_weights: ClassWeights = None,
+    ):
         super().__init__()
         self.ignore_index = ignore_index
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
+        positive = weight_tensor(positive_weights, num_classes, "positive_weights")
+        self.register_buffer("positive_weights", positive, persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         scores = _wide(scores)
@@ -186,10 +167,12 @@ class BCE(nn.Module):
             labels, counted = _labels(scores, targets, self.ignore_index, self)
             wanted = torch.zeros_like(scores).scatter_(1, labels.unsqueeze(1), 1.0)
             counted = counted.unsqueeze(1).expand_as(scores)
-        weights = counted.to(scores.dtype)
+        weights, axes = counted.to(scores.dtype), [1] * (scores.ndim - 2)
         if self.class_weights is not None:
-            weights = weights * self.class_weights.to(scores.dtype).view(1, -1, *[1] * (scores.ndim - 2))
-        return _mean(F.binary_cross_entropy_with_logits(scores, wanted, reduction="none"), weights)
+            weights = weights * self.class_weights.to(scores.dtype).view(1, -1, *axes)
+        positive = None if self.positive_weights is None else self.positive_weights.to(scores.dtype).view(-1, *axes)
+        losses = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none", pos_weight=positive)
+        return _mean(losses, weights)
 
 
 class Focal(nn.Module):
@@ -211,7 +194,7 @@ class Focal(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
         self.gamma = gamma
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         log_p = _wide(scores).log_softmax(1)
@@ -251,7 +234,7 @@ class Dice(nn.Module):
         self.ignore_index = ignore_index
         self.smooth = smooth
         self.squared = squared
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         p, t = _regions(scores, targets, self.ignore_index, self)
@@ -280,7 +263,7 @@ class Jaccard(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
         self.smooth = smooth
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         p, t = _regions(scores, targets, self.ignore_index, self)
@@ -298,7 +281,7 @@ class LovaszSoftmax(nn.Module):
     def __init__(self, *, num_classes: int, ignore_index: int = -100, class_weights: ClassWeights = None):
         super().__init__()
         self.ignore_index = ignore_index
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         p, t = _regions(scores, targets, self.ignore_index, self)
@@ -353,7 +336,7 @@ class OHEM(nn.Module):
         self.ignore_index = ignore_index
         self.keep = keep
         self.threshold = threshold
-        self.register_buffer("class_weights", _weight_tensor(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weight_tensor(class_weights, num_classes), persistent=False)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         scores = _wide(scores)

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_train.boxes import iou
+from cnn_train.tasks.captions import LINE, legend, write
 
 Picture = NDArray[np.uint8]
+Lines = list[tuple[str, tuple[int, int, int]]]  # of a caption, each in its colour
 IGNORED = (224, 224, 224)
 GREEN, RED, BLACK = (0, 130, 60), (200, 30, 30), (0, 0, 0)
 # What a box of a detection panel is; `right` to `invented` are detections, `missed` an object.
@@ -56,45 +58,71 @@ def colour_labels(labels: Tensor, num_classes: int, side: int = 96) -> Picture:
     return colours[np.where((flat >= 0) & (flat < num_classes), flat, num_classes)]
 
 
-def classification_panel(images: Tensor, labels: Tensor, predictions: Tensor, names: list[str]) -> Picture:
-    """Each image above its label; a wrong prediction follows it in red."""
-    tiles = to_rgb(images)
+def classification_panel(images: Tensor, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> Picture:
+    """Each image above its label; a wrong prediction stands below it in red."""
+    lines: list[Lines] = []
+    for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True):
+        right = label == prediction
+        lines.append([(names[label], GREEN)] if right else [(names[label], BLACK), (f"not {names[prediction]}", RED)])
+    return captioned(to_rgb(images), lines)
+
+
+def multilabel_panel(images: Tensor, targets: Tensor, predicted: Tensor, names: Sequence[str]) -> Picture:
+    """Each image above what it shows: (N, K) of bool. Found is green; missed, with -, and wrong, with +, are red."""
+    lines: list[Lines] = []
+    for shown, found in zip(targets.bool().tolist(), predicted.tolist(), strict=True):
+        judged = list(zip(names, shown, found, strict=True))
+        right = ", ".join(name for name, true, told in judged if true and told)
+        wrong = " ".join(f"{'-' if true else '+'}{name}" for name, true, told in judged if true != told)
+        lines.append([(text, colour) for text, colour in ((right, GREEN), (wrong, RED)) if text])
+    return captioned(to_rgb(images), lines)
+
+
+def captioned(tiles: Picture, captions: Sequence[Lines], columns: int = 8) -> Picture:
+    """Tiles (N, height, width, 3), each above lines of text that are cut to its width."""
     height, width = tiles.shape[1:3]
-    caption, gap = 14, 4
-    columns = min(8, len(tiles))
+    caption, gap = LINE * max(map(len, captions), default=0) + 2, 4
+    columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     cell = (width + gap, height + caption + gap)
     panel = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
     draw = ImageDraw.Draw(panel)
-    for i, (tile, label, prediction) in enumerate(zip(tiles, labels.tolist(), predictions.tolist(), strict=True)):
+    for i, (tile, lines) in enumerate(zip(tiles, captions, strict=True)):
         x, y = i % columns * cell[0], i // columns * cell[1]
         panel.paste(Image.fromarray(tile), (x, y))
-        right = label == prediction
-        text = names[label] if right else f"{names[label]}, not {names[prediction]}"
-        draw.text((x + 2, y + height + 1), text, fill=GREEN if right else RED)
+        for row, (text, colour) in enumerate(lines):
+            write(draw, (x + 1, y + height + 1 + row * LINE), text, width - 1, colour)
     return np.asarray(panel)
 
 
-def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, num_classes: int) -> Picture:
-    """One row per image: image, label, prediction, prediction over the image, and the errors in red."""
+def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> Picture:
+    """One row per image: image, label, prediction, prediction over the image, and the errors in red; then a legend."""
+    num_classes = len(names)
     rgb = to_rgb(images)
     true = colour_labels(labels, num_classes)
     predicted = colour_labels(predictions, num_classes)
     overlay = (rgb * 0.5 + predicted * 0.5).astype(np.uint8)
     factor = rgb.shape[1] // labels.size(-2)
-    wrong = ((labels != predictions) & (labels >= 0) & (labels < num_classes)).cpu()
+    counted = (labels >= 0) & (labels < num_classes)
+    wrong = ((labels != predictions) & counted).cpu()
     wrong = wrong.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     errors = np.where(wrong.numpy()[..., None], np.array(RED, np.uint8), (rgb // 2).astype(np.uint8))
     columns = {"image": rgb, "label": true, "prediction": predicted, "overlay": overlay, "errors": errors}
-    caption, gap = 14, 4
+    gap = 4
     height, width = rgb.shape[1:3]
-    panel = Image.new("RGB", (len(columns) * (width + gap), caption + len(rgb) * (height + gap)), "white")
+    total = len(columns) * (width + gap)
+    colours = palette(num_classes).tolist()
+    present = sorted({*labels[counted].unique().tolist(), *predictions.unique().tolist()})
+    entries = [(names[label], tuple(colours[label])) for label in present]
+    below = legend([*entries, *([] if bool(counted.all()) else [("ignored", IGNORED)])], total)
+    panel = Image.new("RGB", (total, LINE + len(rgb) * (height + gap) + below.height), "white")
     draw = ImageDraw.Draw(panel)
     for column, (title, tiles) in enumerate(columns.items()):
         x = column * (width + gap)
-        draw.text((x + 2, 1), title, fill=BLACK)
+        write(draw, (x + 1, 0), title, width, BLACK)
         for row, tile in enumerate(tiles):
-            panel.paste(Image.fromarray(tile), (x, caption + row * (height + gap)))
+            panel.paste(Image.fromarray(tile), (x, LINE + row * (height + gap)))
+    panel.paste(below, (0, panel.height - below.height))
     return np.asarray(panel)
 
 

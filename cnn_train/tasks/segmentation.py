@@ -70,7 +70,7 @@ class Segmentation(Task):
 
     def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
         labels = labels_of(scores, 255 * images, self.postprocesses[0], targets != self.data.ignore_index)
-        return segmentation_panel(images, targets, labels, self.data.num_classes)
+        return segmentation_panel(images, targets, labels, self.data.class_names)
 
 
 class PixelCounts(Metric):

@@ -94,6 +94,16 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def choose(self) -> None:
+        """Choose by the validation split, which has been counted, what predictions need, as thresholds."""
+
+    def chosen(self) -> dict[str, Any]:
+        """What `choose` chose, as plain data for a checkpoint."""
+        return {}
+
+    def restore(self, chosen: dict[str, Any]) -> None:
+        """Inverse of `chosen`; what is not there stays as it is."""
+
     def compute(self) -> Measured:
         """Metrics of what was counted since `reset`, over all processes."""
         raise NotImplementedError

@@ -37,9 +37,11 @@ class Evaluation:
         if len(self.samples):
             self.samples[batch.indices] = torch.cat([torch.ones_like(judged[:, :1]), judged], 1)
 
-    def finish(self, sum_over_processes: Callable[[Tensor], Tensor]) -> Measured:
-        """What was found, the mean loss among the metrics."""
+    def finish(self, sum_over_processes: Callable[[Tensor], Tensor], choose: bool = False) -> Measured:
+        """What was found, the mean loss among the metrics; the task may `choose` by it before it judges."""
         loss, _, _, weight, *parts = sum_over_processes(torch.cat(self.sums.values())).tolist()
+        if choose:
+            self.task.choose()
         measured = self.task.compute()
         names = [f"loss_{name}" for name in self.task.loss_parts]
         measured.metrics = {"loss": loss / max(weight, 1), **measured.metrics}

@@ -72,6 +72,7 @@ class Loop(L.LightningModule):
         self.best = best
         self.description = description or {}
         self.progress = Progress()
+        recipe.finetune.freeze(network, self.progress)
         self.curve = Curve()
         self.metrics: dict[str, float] = {}
         self.measured: Measured | None = None  # of the last evaluation
@@ -106,7 +107,7 @@ class Loop(L.LightningModule):
         if last_of_group:
             self.gradient.settle(self.parameters_in_order, self.over_processes, self.trainer.world_size)
             factor = recipe.factor(progress.step - position % accumulate, progress.steps_per_epoch)
-            lr = self.update.set_learning_rate(factor)
+            lr = self.update.set_learning_rate(factor, progress.epoch)
             if self.listened:
                 call._call_callback_hooks(self.trainer, "on_before_optimizer_step", self.optimizer)
             norm, finite = self.update(loss)
@@ -160,10 +161,8 @@ class Loop(L.LightningModule):
 
     def on_fit_start(self) -> None:
         steps = self.recipe.overfit_batches or self.data.train_steps(self.trainer.world_size)
-        if self.recipe.limit_batches is not None:
-            steps = min(steps, self.recipe.limit_batches)
-        self.progress.steps_per_epoch = steps
-        self.progress.total_steps = steps * self.recipe.max_epochs
+        steps = steps if self.recipe.limit_batches is None else min(steps, self.recipe.limit_batches)
+        self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
         self.sums = self.no_sums()
         self._running = list(self.network.buffers())
@@ -193,7 +192,7 @@ class Loop(L.LightningModule):
         parts = parts_that_fit(attempt, clean, len(batch.images), weights, self._running)
         self.split_batches = int(self.over_processes(torch.tensor(parts, device=self.device), "max"))
         if self.trainer.is_global_zero and self.split_batches > 1:
-            log.warning("a batch of %d goes in %d parts: that fits in memory", self.data.batch_size, self.split_batches)
+            log.warning("a batch of %d goes in %d parts, which fits", self.data.batch_size, self.split_batches)
 
     def no_sums(self) -> Sums:
         """The totals of an epoch that begins."""
@@ -202,6 +201,10 @@ class Loop(L.LightningModule):
     def over_processes(self, value: Tensor, how: str = "sum") -> Tensor:
         """The sum, or the `max`, of every process's value."""
         return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value, reduce_op=how)
+
+    def all_processes(self, value: Tensor) -> Tensor:
+        """Every process's value, one after the other."""
+        return value[None] if self.trainer.world_size == 1 else self.trainer.strategy.all_gather(value)
 
     @property
     def scaler(self) -> Any:
@@ -260,8 +263,7 @@ class Loop(L.LightningModule):
             return  # a callback ended training in the middle of an epoch
         self.between_updates = False
         self.progress.epoch += 1
-        value = self.metrics.get(self.best.monitor) if self.validated else None
-        if value is not None:
+        if self.validated and (value := self.metrics.get(self.best.monitor)) is not None:
             self.best.rank(value, self.progress.epoch)
         for watcher in self.watchers:
             watcher.on_epoch_end(self)
@@ -298,19 +300,20 @@ class Loop(L.LightningModule):
     # State ----------------------------------------------------------------------------------------------------------
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that the continuation of training needs, as plain data and tensors."""
+        """Everything that the continuation of training needs, as plain data and tensors; all processes call it."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
-            "sums": [value.cpu() for value in self.sums.values()],
+            "sums": self.all_processes(torch.stack(self.sums.values())).cpu(),
             "metrics": dict(self.metrics),
             "per_class": {split: dict(columns) for split, columns in self.per_class.items()},
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},
             "curve": [list(point) for point in self.curve.points()],
             "split_batches": self.split_batches,
+            "chosen": self.task.chosen(),
             "best": self.best.state(),
             "callbacks": {c.state_key: state for c in self.trainer.callbacks if (state := c.state_dict())},  # type: ignore[attr-defined]
         }
@@ -325,10 +328,11 @@ class Loop(L.LightningModule):
             self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
-        self.sums = Sums.of(state["sums"], self.device)
+        self.sums = Sums.of(state["sums"], self.trainer.global_rank, self.trainer.world_size, self.device)
         self.metrics = dict(state["metrics"])
         self.split_batches = state["split_batches"]
         self.worst, self.per_class = dict(state["worst"]), dict(state["per_class"])
+        self.task.restore(state.get("chosen") or {})
         self.curve.restore(state["curve"], self.device)
 
     def load_for_evaluation(self, state: dict[str, Any]) -> None:
@@ -340,12 +344,12 @@ class Loop(L.LightningModule):
         self.metrics = dict(state["metrics"])
         self.worst = dict(state.get("worst", {}))
         self.per_class = dict(state.get("per_class", {}))
+        self.task.restore(state.get("chosen") or {})
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
     def _eval_batches(self, split: str) -> EvalBatches:
-        if self.recipe.overfit_batches:
-            split = "train"
+        split = "train" if self.recipe.overfit_batches else split
         where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
 
@@ -359,8 +363,7 @@ class Loop(L.LightningModule):
         return batch  # The data makes its batches on the device.
 
     def on_validation_epoch_start(self) -> None:
-        fitting = self.trainer.state.fn == "fit"
-        samples = 0 if fitting else max(map(self.data.size, self.data.splits))
+        samples = 0 if self.trainer.state.fn == "fit" else max(map(self.data.size, self.data.splits))
         self.evaluation = Evaluation(self.network, self.task, self.ema, self.device, samples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -378,7 +381,7 @@ class Loop(L.LightningModule):
 
     def _finish_evaluation(self, split: str) -> None:
         assert self.evaluation is not None
-        self.measured = self.evaluation.finish(self.over_processes)
+        self.measured = self.evaluation.finish(self.over_processes, choose=split == "val")
         self._keep({f"{split}/{name}": value for name, value in self.measured.metrics.items()})
         self.per_class[split] = self.measured.per_class
         if self.measured.worst is not None:

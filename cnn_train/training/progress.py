@@ -53,8 +53,11 @@ class Sums:
             self.parts += batch.parts
 
     @classmethod
-    def of(cls, values: list[Tensor], device: torch.device) -> "Sums":
-        return cls(*(value.to(device) for value in values))
+    def of(cls, rows: Tensor, rank: int, world_size: int, device: torch.device) -> "Sums":
+        """One process's of the sums (processes, 4) that a checkpoint holds; all of them in the first process where the
+        number of processes has changed."""
+        row = rows[rank] if len(rows) == world_size else rows.sum(0) * (rank == 0)
+        return cls(*row.to(device))
 
     def values(self) -> list[Tensor]:
         return [getattr(self, f.name) for f in fields(self)]

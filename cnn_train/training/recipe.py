@@ -1,12 +1,13 @@
 """How to train: everything but the network, the task and the data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from cnn_train.config.build import build
+from cnn_train.training.finetune import Finetune
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +36,7 @@ class Recipe:
     log_every: int = 50
     split_batches: int | None = 1  # None: as many parts as memory needs
     skip_not_finite: bool = False
+    finetune: Finetune = field(default_factory=Finetune)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """What the learning rate is multiplied by at a step."""
@@ -67,4 +69,5 @@ class Recipe:
             log_every=trainer.log_every,
             split_batches=None if trainer.split_batches == "auto" else trainer.split_batches,
             skip_not_finite=trainer.on_nan == "skip",
+            finetune=build(cfg.finetune),
         )

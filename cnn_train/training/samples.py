@@ -14,8 +14,8 @@ from cnn_train.training.loop import Loop
 
 def names_of(data: Data, split: str, samples: Sequence[int]) -> list[Any]:
     """The files of samples, or their indices where the data has no files."""
-    files = getattr(data.splits[split], "samples", None)
-    return list(samples) if files is None else [str(files[index][0]) for index in samples]
+    paths = data.splits[split].paths()
+    return [paths[index] for index in samples] if paths else list(samples)
 
 
 @torch.no_grad()

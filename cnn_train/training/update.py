@@ -18,6 +18,7 @@ def make_optimizer(recipe: Recipe, network: nn.Module, device: torch.device) -> 
     if recipe.decoder_lr_ratio != 1:
         lr = default_of(recipe.optimizer, "lr")
         groups = faster_decoder(groups, network.get_submodule("backbone"), lr, recipe.decoder_lr_ratio)
+    groups = recipe.finetune.groups(groups, network, default_of(recipe.optimizer, "lr"))
     fused = {"fused": True} if fuses(recipe, device) else {}
     optimizer = recipe.optimizer(groups, **fused)
     for group in optimizer.param_groups:
@@ -87,10 +88,10 @@ class Update:
         if self.poison is not None:
             self.poison.zero_()
 
-    def set_learning_rate(self, factor: float) -> float:
-        """Multiply each group's own rate; the first group's rate now."""
+    def set_learning_rate(self, factor: float, epoch: int = 0) -> float:
+        """Multiply each group's own rate, 0 before the epoch that it starts at; the first group's rate now."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group["base_lr"] * factor if epoch >= group.get("starts", 0) else 0.0
         return self.optimizer.param_groups[0]["lr"]
 
 

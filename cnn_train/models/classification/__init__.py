@@ -19,3 +19,9 @@ def builder(name: str) -> Callable[..., nn.Module]:
 
     close = ", ".join(get_close_matches(name, names)) or "cnn-train list model"
     raise ValueError(f"no classification network {name!r}; did you mean: {close}?")
+
+
+def builder_names() -> list[str]:
+    """The names of all builders but the libraries' own."""
+    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return [name for module in modules for name in module.__all__ if name not in ("timm", "torchvision")]

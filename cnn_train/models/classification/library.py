@@ -27,13 +27,15 @@ def timm(
 ) -> nn.Module:
     """The network that timm calls `name`; `options` go to `timm.create_model`."""
     _refuse_choices("timm", layers)
+    if pretrained:
+        raise ValueError("model.pretrained is weights=timm here: it checks what it loads, and adapts head and channels")
     try:
         import timm as library
     except ModuleNotFoundError as error:
         raise EnvError("model=timm needs the package timm, which is not installed: pip install timm") from error
     if not library.is_model(name.partition(".")[0]):
         raise ValueError(_unknown("timm", name, library.list_models()))
-    return library.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
+    return library.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options)
 
 
 def torchvision(

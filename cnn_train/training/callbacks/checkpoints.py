@@ -55,8 +55,8 @@ class Checkpoints(Callback, Checkpoint):
     def save(self, loop: Loop, name: str) -> Path:
         path = self.folder / name
         loop.check_finite()
+        state = {**loop.training_state(), **loop.description}
         if loop.trainer.is_global_zero:
-            state = {**loop.training_state(), **loop.description}
             checkpoint.save(state, path, self.folder / checkpoint.PREVIOUS if name == checkpoint.LAST else None)
         self._saved_step = loop.progress.step
         self._saved_at = time.monotonic()

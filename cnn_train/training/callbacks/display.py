@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from cnn_train.text import plain
 from cnn_train.training.loop import Callback, Loop
 
 PLAIN_SECONDS = 30.0
@@ -45,7 +46,7 @@ def header(rows: Mapping[str, str]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     width = max(map(len, rows))
     for name, value in rows.items():
-        console.print(Text(f"{name:>{width}}  ", style="bold cyan") + Text(value))
+        console.print(Text(f"{name:>{width}}  ", style="bold cyan") + Text(plain(value)))
 
 
 class Rate(ProgressColumn):
@@ -131,13 +132,13 @@ class Display(Callback):
 def results(title: str, metrics: Mapping[str, float], per_class: Mapping[str, float], per_class_name: str) -> None:
     """Print the table of final metrics to stdout."""
     console = Console(highlight=False)
-    table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
+    table = Table("metric", Column("value", justify="right"), title=Text(plain(title)), title_justify="left")
     for name, value in metrics.items():
-        table.add_row(name, number(value))
+        table.add_row(Text(plain(name)), number(value))
     if 0 < len(per_class) <= 30:
         table.add_section()
         for name, value in per_class.items():
-            table.add_row(f"{per_class_name} {name}", number(value))
+            table.add_row(Text(plain(f"{per_class_name} {name}")), number(value))  # names come from files
     console.print(table)
 
 

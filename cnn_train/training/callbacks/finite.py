@@ -178,6 +178,13 @@ class LossWatch(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.means, self.told = list(state["means"]), set(state["told"])
 
+    def on_validation_start(self, trainer: L.Trainer, loop: Any) -> None:
+        if trainer.state.fn == "fit":
+            self.on_step(loop)  # the epoch's last losses, before a checkpoint counts them as seen
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        self.on_step(loop)
+
     def on_step(self, loop: Loop) -> None:
         if len(loop.curve.losses) == self.seen:
             return
