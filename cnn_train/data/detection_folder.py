@@ -16,6 +16,7 @@ from cnn_train.data.data import Data
 from cnn_train.data.decode import MAX_PIXELS
 from cnn_train.data.disk import warn_of_absent
 from cnn_train.data.folder import image_files
+from cnn_train.data.listing import Listing
 from cnn_train.data.splits import by_table, check_fractions, cut, existing_folder, missing_splits, split_folders
 from cnn_train.data.splits import what_is_in as holds
 from cnn_train.errors import DataError
@@ -73,10 +74,8 @@ def detection_folder(
     numbers = {split: _histogram(part, len(names)) for split, part in divided.items()}
     warn_of_absent(numbers, names, "object")
     notes = [f"format {kind}", note, *found.notes]
-    return image_files(
-        path.name, path, "boxes", divided, names, image_size, notes, SIDE, max_pixels=max_pixels, resize=resize,
-        **options,
-    )  # fmt: skip
+    listing = Listing(path.name, path, "boxes", divided, names, notes)
+    return image_files(listing, image_size, SIDE, max_pixels=max_pixels, resize=resize, **options)
 
 
 def recognized(root: Path) -> str:

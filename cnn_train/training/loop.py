@@ -307,7 +307,7 @@ class Loop(L.LightningModule):
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self.progress, name) for name in ("epoch", "step", "images")},
-            "sums": self.all_processes(torch.stack(self.sums.values())).cpu(),
+            "sums": self.all_processes(torch.cat(self.sums.values())).cpu(),
             "metrics": dict(self.metrics),
             "per_class": {split: dict(columns) for split, columns in self.per_class.items()},
             "worst": {split: samples[:WORST] for split, samples in self.worst.items()},

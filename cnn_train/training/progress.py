@@ -54,10 +54,11 @@ class Sums:
 
     @classmethod
     def of(cls, rows: Tensor, rank: int, world_size: int, device: torch.device) -> "Sums":
-        """One process's of the sums (processes, 4) that a checkpoint holds; all of them in the first process where the
+        """One process's of the sums (processes, 4 + P) that a checkpoint holds; all of them in the first process where the
         number of processes has changed."""
         row = rows[rank] if len(rows) == world_size else rows.sum(0) * (rank == 0)
-        return cls(*row.to(device))
+        row = row.to(device)
+        return cls(*row[:4].split(1), row[4:])
 
     def values(self) -> list[Tensor]:
         return [getattr(self, f.name) for f in fields(self)]
