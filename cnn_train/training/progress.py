@@ -54,8 +54,10 @@ class Sums:
 
     @classmethod
     def of(cls, rows: Tensor, rank: int, world_size: int, device: torch.device) -> "Sums":
-        """One process's of the sums (processes, 4 + P) that a checkpoint holds; all of them in the first process where the
-        number of processes has changed."""
+        """One process's of the sums (processes, 4 + P) that a checkpoint holds.
+
+        The first process has all of them where the number of processes has changed.
+        """
         row = rows[rank] if len(rows) == world_size else rows.sum(0) * (rank == 0)
         row = row.to(device)
         return cls(*row[:4].split(1), row[4:])
