@@ -81,7 +81,9 @@ def test_rows_of_json(run, images, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["1.png", "0.png"]
     assert rows[0]["class_1"] in load(run).class_names and 0 < rows[0]["probability_1"] <= 1
-    with pytest.raises(ConfigError, match="format must be csv or jsonl, got 'xml'"):
+    with pytest.raises(
+        ConfigError, match="format must be csv, jsonl, or for detection csv, coco, voc, yolo, got 'xml'"
+    ):
         predict(run, images, tmp_path, form="xml")
 
 

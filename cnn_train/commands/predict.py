@@ -1,8 +1,8 @@
 """Predict images with a trained network, without its data set.
 
 Segmentation gives masks/ (PNG files of class numbers that show in the palette's colours),
-overlays/ and classes.csv; detection gives detections.csv and overlays/; classification gives
-predictions.csv, the most probable classes of each image.
+overlays/ and classes.csv; classification gives predictions.csv, the most probable classes of
+each image.
 """
 
 from dataclasses import dataclass

@@ -47,6 +47,11 @@ class Finder:
     preprocessing: Mapping[str, Any]
     postprocess: NMS
     thresholds: Sequence[float]
+    class_names: Sequence[str]
+
+    def read(self, path: Path) -> Tensor:
+        """An image's file as (C, H, W) uint8."""
+        return Reader.of(self.preprocessing)(path)
 
     @classmethod
     def of(cls, cfg: DictConfig, state: Mapping[str, Any], network: nn.Module, score: float | None = None) -> "Finder":
@@ -54,7 +59,7 @@ class Finder:
         classes = len(state["class_names"])
         table = state.get("per_class", {}).get("val", {})
         thresholds = table.get("threshold", [0.3] * classes) if score is None else [score] * classes
-        return cls(network, state["preprocessing"], build(cfg.postprocess), thresholds)
+        return cls(network, state["preprocessing"], build(cfg.postprocess), thresholds, state["class_names"])
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -79,26 +84,44 @@ class Finder:
         return found[(corners[:, 2:] > corners[:, :2]).all(1)]
 
 
+def finder_of(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    score: float | None = None,
+    *,
+    config_dir: str | None = None,
+    trust: Sequence[str] = (),
+) -> Finder | None:
+    """The finder of a run (see `cnn_train.runs.find`); None for a run of another task."""
+    found = find(run)
+    state = checkpoint.load(found.checkpoint)
+    how = state.get("preprocessing", {})
+    if how.get("task") != "detection":
+        return None
+    cfg = load(found.folder, overrides, config_dir=config_dir, trust=trust)
+    names = state["class_names"]
+    network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
+    network.load_state_dict(checkpoint.evaluated_weights(state))
+    kind = accelerator(cfg.trainer.accelerator)
+    return Finder.of(cfg, state, network.eval().to({"gpu": "cuda"}.get(kind, kind)), score)
+
+
 def detect(
-    finder: Finder,
-    images: Iterable[tuple[Path, Tensor]],
-    names: Mapping[Path, Path],
-    class_names: Sequence[str],
-    results: Path,
-    form: str = "csv",
+    finder: Finder, images: Iterable[tuple[Path, Tensor, Path]], results: Path, form: str = "csv"
 ) -> list[Found]:
     """Find objects in images (C, H, W) uint8, and write detections.csv, overlays/ and, in another `form`, that too.
 
-    `names` says what each file is called in the results.
+    An image comes with its path, and with what it is called in the results.
     """
+    class_names = finder.class_names
     colours = [tuple(colour) for colour in palette(len(class_names) + 1)[1:].tolist()]
     every = []
-    for path, image in images:
+    for path, image, name in images:
         rows = finder(image)
         every.append(Found(path.name, (image.size(1), image.size(2)), rows))
         said = [(row, f"{class_names[int(row[4])]} {float(row[5]):.2f}", colours[int(row[4])]) for row in rows]
         picture = draw_boxes(to_rgb(visible(image)[None].float() / 255, side=1)[0], said)
-        save_picture(picture, results / "overlays" / (names[path].as_posix() + ".png"))
+        save_picture(picture, results / "overlays" / (name.as_posix() + ".png"))
     write_csv(every, class_names, results)
     if form != "csv":
         {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[form](every, class_names, results)

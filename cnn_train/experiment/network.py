@@ -107,7 +107,8 @@ def build_network(cfg: DictConfig, **given: Any) -> nn.Module:
 def check_task(network: nn.Module, data: Data, cfg: DictConfig) -> None:
     """Raise ConfigError if the network does not do what the data is for."""
     does = {"classification": "classifies images", "segmentation": "segments images", "detection": "detects objects"}
-    if task_of(network) != data.task:
+    needed = "classification" if data.task == "multilabel" else data.task
+    if task_of(network) != needed:
         raise ConfigError(
             f"{cfg.choices.model} {does[task_of(network)]}, but data={cfg.choices.data} is for {data.task}; "
             "choose another model or data (cnn-train list data)"

@@ -74,7 +74,6 @@ def predict(
     from cnn_train.experiment.trained import load
 
     model = load(run, overrides, config_dir=config_dir, trust=trust)
-    results = output or folder / "predictions"
     results.mkdir(parents=True, exist_ok=True)
     describe = Segmentation(model, results) if model.task == "segmentation" else Classification(model, top)
     with open(results / f"predictions.{form}", "w", encoding="utf-8", newline="") as file:
