@@ -27,11 +27,9 @@ class Options(OfRun):
     output: Path | None = option("the folder for results; without it RUN/predictions", default=None, of="path")
     top: int = option("how many classes predictions.csv lists for each image", default=5, least=1)
     format: Literal["csv", "jsonl", "coco", "voc", "yolo"] = option(
-        "of the table of predictions: csv, jsonl; what else detections are written as: coco, voc, yolo", default="csv"
+        "of the table of predictions: csv or jsonl; of detections also coco, voc or yolo, but not jsonl", default="csv"
     )
-    score: float | None = option(
-        "the least score of a detection; without it each class's best in validation", default=None
-    )
+    score: float | None = option("the least score of a detection; without it each class's best", default=None)
     column: str | None = option("the column of paths in a CSV file", default=None, value="NAME")
     batch_size: int = option("images that go through the network together", default=32, least=1)
     workers: int | None = option("threads that decode ahead; without it one for each core", default=None, least=1)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from cnn_train.atomic import write_text
 from cnn_train.boxes import clip
 from cnn_train.config.build import build, build_layers
+from cnn_train.config.load import load
 from cnn_train.data.data import scale_and_shift
 from cnn_train.data.images import Reader, bring_to_size, visible
-from cnn_train.errors import ConfigError
 from cnn_train.experiment.hardware import accelerator
 from cnn_train.experiment.network import build_network
 from cnn_train.postprocess.nms import NMS
 from cnn_train.runs import checkpoint
+from cnn_train.runs.find import find
 from cnn_train.tasks.box_losses import wide
 from cnn_train.tasks.pictures import draw_boxes, palette, save_picture, to_rgb
 from cnn_train.text import csv_text
@@ -126,27 +127,6 @@ def detect(
     if form != "csv":
         {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[form](every, class_names, results)
     return every
-
-
-def detect_run(
-    cfg: DictConfig, checkpoint_file: Path, items: Iterable[Any], results: Path, form: str, score: float | None
-) -> Path:
-    """Find objects in images (each with a `path` and a `name` for its results) by a run's weights; the results' folder.
-
-    Raises ConfigError for a format that detections have not.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"format must be {' or '.join(FORMATS)} for detections, got {form!r}")
-    state = checkpoint.load(checkpoint_file)
-    how, classes = state["preprocessing"], state["class_names"]
-    network = build_network(cfg, num_classes=len(classes), in_channels=how["in_channels"], layers=build_layers(cfg))
-    network.load_state_dict(checkpoint.evaluated_weights(state))
-    device = torch.device({"gpu": "cuda"}.get(kind := accelerator(cfg.trainer.accelerator), kind))
-    chosen, read = list(items), Reader.of(how)
-    images = ((item.path, read(item.path)) for item in chosen)
-    finder = Finder.of(cfg, state, network.eval().to(device), score)
-    detect(finder, images, {item.path: item.name for item in chosen}, classes, results, form)
-    return results
 
 
 def write_csv(every: Sequence[Found], class_names: Sequence[str], results: Path) -> None:

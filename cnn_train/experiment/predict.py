@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cnn_train.config.load import load as load_config
-from cnn_train.config.signatures import is_subclass, signature
 from cnn_train.errors import ConfigError, DataError
 from cnn_train.runs.find import find
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # torch comes after the config is checked
 
 COLUMNS = ("path", "image", "file", "filename", "image_path")  # of a CSV file of paths, unless one is named
 FORMATS = ("csv", "jsonl")
-SUPPRESSION = "cnn_train.postprocess.nms.NMS"  # what detection has for post-processing
+OF_BOXES = ("csv", "coco", "voc", "yolo")  # for detection
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,26 @@ def predict(
 
     `source` is an image, a folder, a pattern, a CSV file with a `column` of paths, "-" for paths on stdin, or several
     of these. Results come in the order of the input. A file that cannot be read gets a row with an error and, once all
-    others are done, raises DataError; with `strict` at once. `score` is for detection (`cnn_train.experiment.detect`).
+    others are done, raises DataError; with `strict` at once.
     """
+    if form not in {*FORMATS, *OF_BOXES}:
+        raise ConfigError(f"format must be {', '.join(FORMATS)}, or for detection {', '.join(OF_BOXES)}, got {form!r}")
     exported = Path(run).suffix in (".safetensors", ".onnx") and Path(run).is_file()
     folder = Path(run).parent if exported else find(run).folder
+    if not exported:
+        load_config(folder, overrides, config_dir=config_dir, trust=trust)  # before torch is imported
     sources = [source] if isinstance(source, str | Path) else list(source)
     items = chosen(sources, column)
-    if not exported:
-        cfg = load_config(folder, overrides, config_dir=config_dir, trust=trust)  # before torch is imported
-        if cfg.postprocess is not None and is_subclass(signature(cfg.postprocess._target_), SUPPRESSION):
-            from cnn_train.experiment.detect import detect_run
+    results = output or folder / "predictions"
+    from cnn_train.experiment.detect import detect, finder_of
 
-            return detect_run(cfg, find(run).checkpoint, items, output or folder / "predictions", form, score)
-    if form not in FORMATS:
-        raise ConfigError(f"format must be {' or '.join(FORMATS)}, got {form!r}")
+    finder = None if exported else finder_of(run, overrides, score, config_dir=config_dir, trust=trust)
+    allowed = FORMATS if finder is None else OF_BOXES
+    if form not in allowed:
+        raise ConfigError(f"format={form} is not for this run's task; choose {', '.join(allowed)}")
+    if finder is not None:
+        detect(finder, ((item.path, finder.read(item.path), item.name) for item in items), results, form)
+        return results
     from cnn_train.experiment.trained import load
 
     model = load(run, overrides, config_dir=config_dir, trust=trust)
