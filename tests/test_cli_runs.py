@@ -125,9 +125,9 @@ def test_the_recorded_folder_is_no_setting(capsys):
 
 def test_resume_auto_of_a_sweep_is_handed_on(monkeypatch):
     from cnn_train.__main__ import main
-    from cnn_train.sweep import local
+    from cnn_train.sweep import start
 
     seen = []
-    monkeypatch.setattr(local, "run", lambda words, config_dir: seen.append((list(words), config_dir)) or 0)
+    monkeypatch.setattr(start, "start", lambda words, config_dir: seen.append((list(words), config_dir)) or 0)
     assert main(["-m", "norm=bn,gn", "resume=auto"]) == main(["sweep", "norm=bn,gn", "resume=auto", "-cd", "."]) == 0
     assert seen == [(["norm=bn,gn", "resume=auto"], None), (["norm=bn,gn", "resume=auto"], ".")]

@@ -90,7 +90,7 @@ def check_line(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("cnn_train.experiment.train.train", lambda *arguments, **options: {})
-        patch.setattr("cnn_train.sweep.local.run", lambda *arguments, **options: 0)
+        patch.setattr("cnn_train.sweep.start.start", lambda *arguments, **options: 0)
         code, err = call(*words)
         assert code in (0, 2), (words, code, err)
         assert "Traceback" not in err and err.count("\n") <= 6, (words, err)
@@ -421,7 +421,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def test_what_is_imported_is_declared():
     called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "hydra": "hydra-core"}
-    called["vl_convert"] = "vl-convert-python"
+    called |= {"vl_convert": "vl-convert-python", "fontTools": "matplotlib"}  # matplotlib brings fonttools
     lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
     declared = {Requirement(line).name.lower() for line in lines} | {"cnn_train"}
     imported = set()
@@ -631,7 +631,7 @@ def test_a_folder_one_stands_in_is_no_library(tmp_path):
     assert "no run config nowhere" in ended.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", lambda command, **options: command)
-        command = start(tmp_path, True, 0, 2, 1234, ["trust=mine.net"])
+        command = start(tmp_path, ["resume=true", "trust=mine.net"], 0, 2, 1234)
     assert command[1:] == ["-P", "-m", "cnn_train", "worker", str(tmp_path), "resume=true", "trust=mine.net"]
 
 

@@ -162,7 +162,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     def hang() -> None:
         from cnn_train.training.loop import Loop
 
-        Loop.gradients = lambda self, *batch: time.sleep(60)
+        Loop.step = lambda self, *batch: time.sleep(60)
 
     child = begin(folder, False, hang)
     while not (folder / "log.txt").exists():

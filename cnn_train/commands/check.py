@@ -1,7 +1,8 @@
-"""Look at a data set before training: every file, label and mask, duplicates, and images as the network gets them.
+"""Look at a data set before training: every file, label and mask, and duplicates.
 
-One screen, and one HTML page with pictures. The exit code is 3 if something is wrong, 0 if there are only remarks.
-What is found is kept, and the runs that follow do not compute it again.
+One screen, and one HTML page with pictures, some as the network gets them. The exit code is 3 if
+something is wrong, 0 if there are only remarks. What is found is kept, and the runs that follow do
+not compute it again.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Options(Composes):
     distance: float = option("up to which two images are nearly the same", default=0.07, least=0)
     examples = (
         ("cnn-train check data=folder data.root=photos", "images by class"),
-        ("cnn-train check data=segmentation_folder data.root=fields data.classes=2 fix=cleaned", "images and masks"),
+        ("cnn-train check data=segmentation_folder data.root=fields data.classes=2 fix=clean", "with masks"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Write a trained network as a file for others, compared with the network before it gets its name.
+"""Write a trained network as a file for others, after a comparison with the network.
 
 The file is run on images of the test split; a table shows the largest difference, changed labels,
 speed and size. docs/export.md says more.
