@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.data.csv_file import csv_file
 from cnn_train.data.data import Batch
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.evaluate import evaluate
+from cnn_train.experiment.export import export
+from cnn_train.experiment.predict import predict
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
 from cnn_train.tasks.losses import BCE, CrossEntropy, Sum
@@ -132,6 +135,19 @@ def test_a_run_learns_chooses_thresholds_and_is_evaluated_alike(table, tmp_path,
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(compose(settings)))
     again = evaluate(tmp_path / "run")
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+    data = build(compose(settings).data)
+    images, targets = data.samples("test", range(data.size("test")), device=torch.device("cpu"))
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(tmp_path / "photos" / f"{number:03}.png")
+    exported = export(tmp_path / "run", "onnx", preprocessing="inside")
+    for run in (tmp_path / "run", exported):  # both with the thresholds of validation
+        with open(predict(run, tmp_path / "photos", tmp_path / "found") / "predictions.csv", newline="") as file:
+            shown = [row["classes"].split(";") for row in csv.DictReader(file)]
+        predicted = [[name in names for name in data.class_names] for names in shown]
+        found = f1_score(targets > 0.5, predicted, average="macro", zero_division=0)
+        assert metrics["test/macro_f1"] == pytest.approx(found, abs=1e-6), run
 
 
 def test_mixed_images_have_soft_targets_of_several_labels(table):

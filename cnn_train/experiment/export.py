@@ -67,6 +67,7 @@ class Deployed(nn.Module):
         self.inside = inside
         self.dtype = torch.float16 if half else torch.float32
         self.labels = model.task == "segmentation"
+        self.thresholds = model.thresholds if model.several_labels else None
         self.register_buffer("scale", model.scale.clone())
         self.register_buffer("shift", model.shift.clone())
         if half:
@@ -77,7 +78,15 @@ class Deployed(nn.Module):
         if not self.inside:
             return self.network(images.to(self.dtype)).float()
         scores = self.network((images.float() * self.scale + self.shift).to(self.dtype)).float()
-        return scores.argmax(1) if self.labels else scores.softmax(1)
+        if self.labels:
+            return scores.argmax(1)
+        return scores.softmax(1) if self.thresholds is None else scores.sigmoid()
+
+    def decided(self, answers: Tensor) -> Tensor:
+        """The classes (N) or (N, H, W) that answers stand for; of several labels an image, which it shows: (N, K)."""
+        if self.thresholds is not None:
+            return (answers if self.inside else answers.sigmoid()) >= self.thresholds
+        return answers.argmax(1) if answers.is_floating_point() else answers
 
 
 def export(
@@ -129,7 +138,7 @@ def export(
             varies = WRITERS[form](module, given[:2], temporary, metadata)
             answer = READERS[form](temporary, module)
             found, theirs = timed(answer, given)
-        check = compare(expected, found, what, ours, theirs, temporary, varies)
+        check = compare(reference, expected, found, what, ours, theirs, temporary, varies)
         show(check, form)
         refuse(check, precision, path)
         os.replace(temporary, path)
@@ -332,18 +341,24 @@ def timed(answer: Callable[[Tensor], Tensor], images: Tensor, batch: int = 20) -
 
 
 def compare(
-    expected: Tensor, found: Tensor, what: str, ours: float, theirs: float, path: Path, varies: tuple[str, ...]
+    reference: Deployed,
+    expected: Tensor,
+    found: Tensor,
+    what: str,
+    ours: float,
+    theirs: float,
+    path: Path,
+    varies: tuple[str, ...],
 ) -> Check:
     """How far the file's answers are from the network's."""
+    difference = 0.0
     if expected.is_floating_point():
         scale = max(1.0, float(expected.abs().max()))
         difference = float((expected - found).abs().max()) / scale
-        expected, found = expected.argmax(1), found.argmax(1)
-    else:
-        difference = 0.0
+    labels, other_labels = reference.decided(expected), reference.decided(found)
+    changed = int((labels != other_labels).sum())
     size = path.stat().st_size
-    changed = int((expected != found).sum())
-    return Check(len(expected), what, difference, changed, expected.numel(), ours, theirs, size, varies)
+    return Check(len(expected), what, difference, changed, labels.numel(), ours, theirs, size, varies)
 
 
 def show(check: Check, form: str) -> None:

@@ -221,13 +221,14 @@ def batches(
 
 
 class Classification:
-    """Rows with the most probable classes of each image."""
+    """Rows with the most probable classes of each image and, where it may show several, those that it shows."""
 
     def __init__(self, model: "Trained", top: int):
         self.model = model
         self.top = min(top, len(model.class_names))
         pairs = [(f"class_{rank}", f"probability_{rank}") for rank in range(1, self.top + 1)]
-        self.columns = ["image", *(name for pair in pairs for name in pair), "error"]
+        shown = ["classes"] if model.several_labels else []
+        self.columns = ["image", *shown, *(name for pair in pairs for name in pair), "error"]
 
     def read(self, path: Path) -> "Tensor":
         """Decode an image, at the network's size."""
@@ -242,8 +243,11 @@ class Classification:
             if isinstance(found, DataError):
                 yield {"image": item.path.as_posix(), "error": str(found)}
                 continue
-            values, numbers = next(answers).topk(self.top)
+            probabilities = next(answers)
+            values, numbers = probabilities.topk(self.top)
             row: dict[str, Any] = {"image": item.path.as_posix()}
+            if self.model.several_labels:
+                row["classes"] = ";".join(self.model.shown(probabilities))
             for rank, (value, number) in enumerate(zip(values.tolist(), numbers.tolist(), strict=True), start=1):
                 row |= {f"class_{rank}": self.model.class_names[number], f"probability_{rank}": value}
             yield row

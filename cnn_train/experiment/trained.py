@@ -27,12 +27,16 @@ from cnn_train.tasks.inference import Inference, labels_of
 
 @dataclass(frozen=True)
 class Classified:
-    """The classes of one image: the most probable one, and the probability of each (K)."""
+    """The classes of one image: the most probable one, the probability of each (K), and those that it is said to show.
+
+    `labels` is the most probable one or, of a network for several labels an image, each at or above its threshold.
+    """
 
     label: str
     probability: float
     probabilities: Tensor
     class_names: Sequence[str]
+    labels: tuple[str, ...]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The most probable classes and their probabilities."""
@@ -98,6 +102,17 @@ class Trained(nn.Module):
         return height, width
 
     @property
+    def several_labels(self) -> bool:
+        """Whether an image may show several classes: each has a sigmoid and a threshold of its own."""
+        return self.task == "multilabel"
+
+    @property
+    def thresholds(self) -> Tensor:
+        """The probabilities (K) from which on an image of several labels is said to show a class; on the CPU."""
+        given = self.preprocessing.get("thresholds") or [0.5] * len(self.class_names)
+        return torch.tensor(given, dtype=torch.float64)
+
+    @property
     def device(self) -> torch.device:
         return self.scale.device
 
@@ -128,8 +143,14 @@ class Trained(nn.Module):
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities (N, K) on the CPU, of images (N, C, H, W) uint8 at the network's size."""
         scores = self(self.normalized(images)).float()
-        independent = self.preprocessing.get("targets") == "multilabels"
-        return (scores.sigmoid() if independent else scores.softmax(1)).cpu()
+        return (scores.sigmoid() if self.several_labels else scores.softmax(1)).cpu()
+
+    def shown(self, probabilities: Tensor) -> tuple[str, ...]:
+        """The classes that an image with these probabilities (K) is said to show."""
+        if not self.several_labels:
+            return (self.class_names[int(probabilities.argmax())],)
+        shows = (probabilities >= self.thresholds).tolist()
+        return tuple(name for name, is_shown in zip(self.class_names, shows, strict=True) if is_shown)
 
     @torch.no_grad()
     def segment(self, image: Tensor) -> Tensor:
@@ -161,7 +182,8 @@ class Trained(nn.Module):
                 batch = torch.stack([self.sized(image) for image in every[first : first + batch_size]])
                 for values in self.probabilities(batch):
                     best = int(values.argmax())
-                    found.append(Classified(self.class_names[best], float(values[best]), values, self.class_names))
+                    label, names = self.class_names[best], self.class_names
+                    found.append(Classified(label, float(values[best]), values, names, self.shown(values)))
         return found if several else found[0]
 
 
@@ -189,7 +211,8 @@ def load(
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
     weights = checkpoint.evaluated_weights(state)
-    model = assemble(cfg, state["class_names"], state["preprocessing"], weights, file)
+    how = {**state["preprocessing"], **(state.get("chosen") or {})}
+    model = assemble(cfg, state["class_names"], how, weights, file)
     kind = accelerator(cfg.trainer.accelerator) if device is None else device
     return model.to({"gpu": "cuda"}.get(str(kind), kind))
 
@@ -198,12 +221,12 @@ def assemble(
     cfg: DictConfig, names: Sequence[str], how: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path
 ) -> Trained:
     """The network of a config with these weights, which came from `file`. Raises ConfigError."""
-    if how["task"] not in ("classification", "segmentation"):
+    if how["task"] not in ("classification", "multilabel", "segmentation"):
         raise ConfigError(f"{file} is of a network for {how['task']}; load takes classification and segmentation")
     network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
     network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
-    if how["task"] == "classification":
+    if how["task"] != "segmentation":
         for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
             if other:
                 raise ConfigError(
