@@ -272,3 +272,16 @@ def test_deep_networks_start_finite_without_norm(build: Build):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("build", [seresnet50, senet154])
+def test_se_networks_without_shortcuts_end_where_a_branch_is_zero(build: Build):
+    """Without shortcuts no weights of a shortcut are left, and zeros of a branch reach the classifier."""
+    plain, whole = meta(build, residual=False), meta(build)
+    shortcuts = sum(p.numel() for name, p in whole.named_parameters() if ".downsample." in name)
+    assert count(plain) == count(whole) - shortcuts and shortcuts > 0
+    for residual in (False, True):
+        network = build(layers=LayerFactory(), num_classes=5, stem="small", residual=residual).eval()
+        nn.init.zeros_(network.layer4[-1].bn3.weight)
+        nn.init.zeros_(network.fc.bias)
+        assert bool((network(torch.randn(1, 3, 16, 16)) == 0).all()) is not residual

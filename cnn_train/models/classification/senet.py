@@ -32,7 +32,9 @@ class SEBottleneck(Bottleneck):
         out = self.act1(self.bn1(self.conv1(x)))
         out = self.act2(self.bn2(self.conv2(out)))
         out = self.se(self.bn3(self.conv3(out)))
-        return self.act3(out + (x if self.downsample is None else self.downsample(x)))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return self.act3(out)
 
 
 class SENetBottleneck(SEBottleneck):
@@ -47,7 +49,7 @@ class SENetBottleneck(SEBottleneck):
         self.bn1 = layers.norm(channels)
         self.act1 = layers.act(channels)
         self.conv2 = layers.conv(channels, width, 3, stride=stride, groups=64)
-        if stride != 1:
+        if stride != 1 and self.residual:
             self.downsample = nn.Sequential(
                 layers.conv(in_channels, out_channels, 3, stride=stride), layers.norm(out_channels)
             )
