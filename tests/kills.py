@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torchvision.transforms.v2  # noqa: F401  once here, so that a kill finds a child training, not importing
+from children import end
 from omegaconf import OmegaConf
 
 from cnn_train.config.compose import compose
@@ -55,19 +56,6 @@ def begin(folder: Path, resume: bool, before: Callable[[], object] = lambda: Non
         code = guarded(lambda: train(load(folder), folder, resume) and None, folder=folder)
     finally:
         os._exit(code)
-
-
-def end(child: int, patience: float = 60.0) -> int:
-    """Wait for a process; its exit code, or minus the signal that killed it."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError(f"process {child} did not end in {patience} s")
 
 
 def whole(folder: Path, resume: bool = False) -> float:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import begin, difference, end, leftovers, prepare, unequal, whole
+from children import end
+from kills import begin, difference, leftovers, prepare, unequal, whole
 
 from cnn_train.atomic import create
 from cnn_train.config.compose import compose

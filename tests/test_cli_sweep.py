@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweeps import COMMON, begin, end, newest, records, states, stub, sweep, until
+from children import end
+from sweeps import COMMON, begin, newest, records, states, stub, sweep, until
 
 from cnn_train.cli.guard import guarded
 from cnn_train.config.choices import Choices

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kills import begin, difference, end, whole
+from children import end
+from kills import begin, difference, whole
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 

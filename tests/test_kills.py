@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import begin, difference, end, leftovers, prepare, temporary_directory, unreadable, whole
+from children import end
+from kills import begin, difference, leftovers, prepare, temporary_directory, unreadable, whole
 
 from cnn_train.runs import checkpoint
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import COMMON, begin, end, newest, processes_of, records, results, states, stub, sweep, until
+from children import end
+from sweeps import COMMON, begin, newest, processes_of, records, results, states, stub, sweep, until
 
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.runs import folder as run_folder

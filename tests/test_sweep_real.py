@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from children import end
 from kills import leftovers, unequal
-from sweeps import begin, end, newest, processes_of, records, states
+from sweeps import begin, newest, processes_of, records, states
 
 from cnn_train.runs import checkpoint
 from cnn_train.sweep import start, system

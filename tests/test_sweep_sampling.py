@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import COMMON, begin, end, newest, records, stub, sweep
+from children import end
+from sweeps import COMMON, begin, newest, records, stub, sweep
 
 from cnn_train.config.choices import Choices
 from cnn_train.errors import ConfigError

@@ -211,7 +211,7 @@ def load(
     if "class_names" not in state or "preprocessing" not in state:
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
     weights = checkpoint.evaluated_weights(state)
-    how = {**state["preprocessing"], **(state.get("chosen") or {})}
+    how = {**state["preprocessing"], "thresholds": (state.get("chosen") or {}).get("thresholds")}
     model = assemble(cfg, state["class_names"], how, weights, file)
     kind = accelerator(cfg.trainer.accelerator) if device is None else device
     return model.to({"gpu": "cuda"}.get(str(kind), kind))
@@ -223,6 +223,8 @@ def assemble(
     """The network of a config with these weights, which came from `file`. Raises ConfigError."""
     if how["task"] not in ("classification", "multilabel", "segmentation"):
         raise ConfigError(f"{file} is of a network for {how['task']}; load takes classification and segmentation")
+    if len(how.get("thresholds") or names) != len(names):
+        raise ConfigError(f"{file} has {len(how['thresholds'])} thresholds for {len(names)} classes; it is not whole")
     network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
     network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)

@@ -54,14 +54,10 @@ class YOLO(BoxLoss):
         found = iou(priors.decode(outputs.codes), targets[..., :4]).masked_fill(~valid, 0.0).amax(-1)
         return ~assigned.positive & ~assigned.ignored & (found <= self.ignore)
 
-    def class_terms(self, kind: str, scores: Tensor, labels: Tensor) -> Tensor:
-        """Of n positive priors: (n, K), (n) -> (n)."""
-        if kind == "softmax":
-            return F.cross_entropy(scores, labels, reduction="none")
-        wanted = F.one_hot(labels, scores.size(-1)).to(scores)
-        if kind == "focal":
-            return focal(scores, wanted, alpha=-1, gamma=2.0).sum(-1)
-        return F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").sum(-1)
+    @staticmethod
+    def part_weights(boxes: float, objects: float, background: float, classes: float) -> dict[str, float]:
+        """The weights of the parts that `sums` gives."""
+        return {"boxes": boxes, "objects": objects, "background": background, "classes": classes}
 
 
 def relative_area(boxes: Tensor, priors: Priors) -> Tensor:
@@ -94,12 +90,7 @@ class YOLOv2(YOLO):
         self.box = box
         self.ignore = ignore
         self.match = match
-        self.weights = {
-            "boxes": box_weight,
-            "objects": object_weight,
-            "background": no_object_weight,
-            "classes": class_weight,
-        }
+        self.weights = self.part_weights(box_weight, object_weight, no_object_weight, class_weight)
 
     def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
         assert outputs.quality is not None
@@ -115,7 +106,7 @@ class YOLOv2(YOLO):
             "boxes": (boxes / 2 if self.box == "squared" else boxes).sum(),
             "objects": (found[at] - reached).square().sum() / 2,
             "background": found.square().masked_fill(~negatives, 0.0).sum() / 2,
-            "classes": self.class_terms("softmax", outputs.classes[at], picked.labels).sum(),
+            "classes": F.cross_entropy(outputs.classes[at], picked.labels, reduction="sum"),
         }
 
 
@@ -148,12 +139,7 @@ class YOLOv3(YOLO):
         self.classes = classes
         self.ignore = ignore
         self.match = match
-        self.weights = {
-            "boxes": box_weight,
-            "objects": object_weight,
-            "background": no_object_weight,
-            "classes": class_weight,
-        }
+        self.weights = self.part_weights(box_weight, object_weight, no_object_weight, class_weight)
 
     def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
         assert outputs.quality is not None
@@ -177,5 +163,12 @@ class YOLOv3(YOLO):
             "boxes": (boxes * (2 - relative_area(picked.boxes, priors))).sum(),
             "objects": F.binary_cross_entropy_with_logits(quality[at], ones, reduction="sum"),
             "background": background.masked_fill(~negatives, 0.0).sum(),
-            "classes": self.class_terms(self.classes, outputs.classes[at], picked.labels).sum(),
+            "classes": self.class_terms(outputs.classes[at], picked.labels).sum(),
         }
+
+    def class_terms(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Of n positive priors: (n, K), (n) -> (n, K)."""
+        wanted = F.one_hot(labels, scores.size(-1)).to(scores)
+        if self.classes == "focal":
+            return focal(scores, wanted, alpha=-1, gamma=2.0)
+        return F.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
