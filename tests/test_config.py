@@ -211,6 +211,20 @@ def test_signatures_follow_imports_bases_and_passed_on_options():
             signature(target)
 
 
+def test_signatures_follow_options_to_the_base_class_and_write_out_aliases():
+    dice = signature("cnn_train.tasks.losses.Dice").parameters
+    assert set(dice) == {"smooth", "squared", "num_classes", "ignore_index", "class_weights"}
+    yolo = signature("cnn_train.tasks.yolo_losses.YOLOv2").parameters
+    assert yolo["box"] == "Literal['squared', 'l1', 'smooth_l1', 'iou', 'giou', 'diou', 'ciou']", "of another module"
+    assert list(yolo).count("ignore") == 1 and yolo["class_weight"] == "float"
+
+
+def test_a_closed_word_behind_an_alias_is_told_before_torch_is_imported():
+    assert "loss.box must be squared, l1" in message("model=yolov2", "loss.box=foo")
+    assert "data.resize must be crop, pad" in message("data=folder", "data.root=x", "data.resize=foo")
+    assert "data.on_error must be fail, skip" in message("data=folder", "data.root=x", "data.on_error=foo")
+
+
 def test_signatures_are_those_of_the_running_code():
     import inspect
 

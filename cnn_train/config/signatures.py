@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -168,17 +169,13 @@ def _definition(
     if inner:
         for statement in node.body:
             if isinstance(statement, ast.FunctionDef) and statement.name == inner[0] and len(inner) == 1:
-                return Signature(module, "method", _parameters(statement, 1), statement.args.kwarg is not None)
+                return Signature(module, "method", _parameters(module, statement, 1), statement.args.kwarg is not None)
         raise NoSuchTarget(f"{module}.{node.name} has no {inner[0]!r}")
     if isinstance(node, ast.FunctionDef):
-        passed_on = _passed_on(module, node, target, depth) if node.args.kwarg else {}
-        own = _parameters(node, 0)
-        parameters = own | {name: text for name, text in (passed_on or {}).items() if name not in own}
-        return Signature(module, "function", parameters, passed_on is None)
+        return _with_passed_on(module, "function", node, None, target, depth)
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            parameters = _parameters(statement, 1)
-            return Signature(module, "class", parameters, statement.args.kwarg is not None)
+            return _with_passed_on(module, "class", statement, node, target, depth)
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list) and not node.bases:
         fields = {
             statement.target.id: ast.unparse(statement.annotation)
@@ -196,7 +193,19 @@ def _definition(
     return Signature(module, "class", {}, bool(node.bases))
 
 
-def _passed_on(module: str, function: ast.FunctionDef, target: str, depth: int) -> dict[str, str] | None:
+def _with_passed_on(
+    module: str, kind: str, function: ast.FunctionDef, owner: ast.ClassDef | None, target: str, depth: int
+) -> Signature:
+    """The signature of a function, or of the class `owner` by its constructor, with what its `**options` may hold."""
+    passed_on = _passed_on(module, function, owner, target, depth) if function.args.kwarg else {}
+    own = _parameters(module, function, 0 if owner is None else 1)
+    parameters = own | {name: text for name, text in (passed_on or {}).items() if name not in own}
+    return Signature(module, kind, parameters, passed_on is None)
+
+
+def _passed_on(
+    module: str, function: ast.FunctionDef, owner: ast.ClassDef | None, target: str, depth: int
+) -> dict[str, str] | None:
     """What `**options` may hold: the parameters left free in the call that takes them; None if that is not clear."""
     assert function.args.kwarg is not None
     for call in ast.walk(function):
@@ -204,8 +213,11 @@ def _passed_on(module: str, function: ast.FunctionDef, target: str, depth: int) 
             continue
         passed = [k for k in call.keywords if k.arg is None and isinstance(k.value, ast.Name)]
         if any(isinstance(k.value, ast.Name) and k.value.id == function.args.kwarg.arg for k in passed):
+            callee = ast.unparse(call.func)
+            if callee == "super().__init__" and owner is not None and owner.bases:
+                callee = ast.unparse(owner.bases[0])
             try:
-                found = _find(module, ast.unparse(call.func).split("."), target, depth + 1)
+                found = _find(module, callee.split("."), target, depth + 1)
             except NoSuchTarget:
                 return None
             if found.open_ended:
@@ -216,7 +228,7 @@ def _passed_on(module: str, function: ast.FunctionDef, target: str, depth: int) 
     return None
 
 
-def _parameters(function: ast.FunctionDef, skip: int) -> dict[str, str]:
+def _parameters(module: str, function: ast.FunctionDef, skip: int) -> dict[str, str]:
     arguments = function.args
     positional = arguments.posonlyargs + arguments.args
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
@@ -225,12 +237,41 @@ def _parameters(function: ast.FunctionDef, skip: int) -> dict[str, str]:
     pairs += list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
     parameters = {}
     for argument, default in pairs:
-        text = ast.unparse(argument.annotation) if argument.annotation else ""
+        text = ast.unparse(_Aliases(module).visit(deepcopy(argument.annotation))) if argument.annotation else ""
         nullable = isinstance(default, ast.Constant) and default.value is None
         if text and nullable and not text.endswith("None"):
             text += " | None"
         parameters[argument.arg] = text
     return parameters
+
+
+class _Aliases(ast.NodeTransformer):
+    """Writes out the type aliases (`Resize = Literal[...]`) of a module, and of its package, in an annotation."""
+
+    def __init__(self, module: str):
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return node if node.id in _SIMPLE else _alias(self.module, node.id) or node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return node
+
+
+@cache
+def _alias(module: str, name: str) -> ast.expr | None:
+    """What a module assigns to the name of a type; None for classes, functions and what other packages define."""
+    path = _source(module)
+    for statement in () if path is None else reversed(_statements(path)):
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            typed = isinstance(statement.value, (ast.Subscript, ast.BinOp))
+            return _Aliases(module).visit(deepcopy(statement.value)) if typed else None
+        if isinstance(statement, ast.ImportFrom) and path is not None:
+            source = _absolute(module, path, statement)
+            for alias in statement.names:
+                if (alias.asname or alias.name) == name and source.split(".")[0] == module.split(".")[0]:
+                    return _alias(source, alias.name)
+    return None
 
 
 @dataclass(frozen=True)

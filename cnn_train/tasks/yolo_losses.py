@@ -1,6 +1,6 @@
 """The losses of YOLOv2 and YOLOv3, after the releases' code (darknet, https://pjreddie.com/darknet/yolo/)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +19,27 @@ class YOLO(BoxLoss):
     IoU above `ignore` with any object are no negatives. Divided by the number of images.
     """
 
-    ignore: float
-    match: float
+    def __init__(
+        self,
+        *,
+        ignore: float,
+        box: BoxTerm = "squared",
+        match: float = 1.0,
+        object_weight: float = 1.0,
+        no_object_weight: float = 1.0,
+        box_weight: float = 1.0,
+        class_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.box = box
+        self.ignore = ignore
+        self.match = match
+        self.weights = {
+            "boxes": box_weight,
+            "objects": object_weight,
+            "background": no_object_weight,
+            "classes": class_weight,
+        }
 
     def assign(self, targets: Tensor, priors: Priors) -> Assigned:
         limit = priors.boxes.new_tensor([priors.size[1], priors.size[0]])
@@ -54,11 +73,6 @@ class YOLO(BoxLoss):
         found = iou(priors.decode(outputs.codes), targets[..., :4]).masked_fill(~valid, 0.0).amax(-1)
         return ~assigned.positive & ~assigned.ignored & (found <= self.ignore)
 
-    @staticmethod
-    def part_weights(boxes: float, objects: float, background: float, classes: float) -> dict[str, float]:
-        """The weights of the parts that `sums` gives."""
-        return {"boxes": boxes, "objects": objects, "background": background, "classes": classes}
-
 
 def relative_area(boxes: Tensor, priors: Priors) -> Tensor:
     """Areas (n) as parts of the image's."""
@@ -75,22 +89,14 @@ class YOLOv2(YOLO):
     def __init__(
         self,
         *,
-        box: BoxTerm = "squared",
         classes: Literal["softmax"] = "softmax",
         ignore: float = 0.6,
-        match: float = 1.0,
         object_weight: float = 5.0,
-        no_object_weight: float = 1.0,
-        box_weight: float = 1.0,
-        class_weight: float = 1.0,
+        **options: Any,
     ):
-        super().__init__()
+        super().__init__(ignore=ignore, object_weight=object_weight, **options)
         if classes != "softmax":
             raise ValueError(f"loss.classes must be softmax for a YOLOv2, which decodes by it, got {classes!r}")
-        self.box = box
-        self.ignore = ignore
-        self.match = match
-        self.weights = self.part_weights(box_weight, object_weight, no_object_weight, class_weight)
 
     def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
         assert outputs.quality is not None
@@ -118,28 +124,13 @@ class YOLOv3(YOLO):
     and the background have the focal factor.
     """
 
-    def __init__(
-        self,
-        *,
-        box: BoxTerm = "squared",
-        classes: Literal["bce", "focal"] = "bce",
-        ignore: float = 0.7,
-        match: float = 1.0,
-        object_weight: float = 1.0,
-        no_object_weight: float = 1.0,
-        box_weight: float = 1.0,
-        class_weight: float = 1.0,
-    ):
-        super().__init__()
+    def __init__(self, *, classes: Literal["bce", "focal"] = "bce", ignore: float = 0.7, **options: Any):
+        super().__init__(ignore=ignore, **options)
         if classes not in ("bce", "focal"):
             raise ValueError(
                 f"loss.classes must be bce or focal for a YOLOv3, whose classes are logistic, got {classes!r}"
             )
-        self.box = box
         self.classes = classes
-        self.ignore = ignore
-        self.match = match
-        self.weights = self.part_weights(box_weight, object_weight, no_object_weight, class_weight)
 
     def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
         assert outputs.quality is not None
