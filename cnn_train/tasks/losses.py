@@ -228,7 +228,7 @@ class Jaccard(Loss):
 
 
 class LovaszSoftmax(Loss):
-    """The Lovász extension of the Jaccard loss (Berman et al. 2018, eq. 8-11), averaged over the classes in the batch."""
+    """The Lovász extension of the Jaccard loss (Berman et al. 2018, eq. 8-11), a mean over the classes in the batch."""
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         p, t = self._regions(scores, targets)
