@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sqlite3
 import sys
 import types
 from pathlib import Path
@@ -293,6 +294,24 @@ def test_a_missing_logger_is_told_with_its_extra(tmp_path, name, module):
             build_loggers(compose([*TINY, f"logger={name}"]), tmp_path, None)
     else:
         pytest.skip(f"{module} is installed")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own calls
+def test_mlflow_keeps_its_database_in_the_run_folder(tmp_path):
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    metrics, folder = run(tmp_path, "logger=mlflow")
+    with sqlite3.connect(folder / "mlflow.db") as base:
+        assert base.execute("select status from runs").fetchall() == [("FINISHED",)]
+        rows = dict(base.execute("select key, value from latest_metrics").fetchall())
+    assert rows["final/test/acc"] == pytest.approx(metrics["test/acc"]), "under our names"
+
+
+def test_weights_and_biases_writes_offline_into_the_run_folder(tmp_path):
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    for name in ("first", "second"):
+        _, folder = run(tmp_path / name, "logger=wandb")
+        (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        assert b"val/acc" in file.read_bytes(), "each training has a run of its own"
 
 
 def test_a_metric_logger_gets_ours_under_our_names(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Callbacks and loggers of a config: Lightning's, the user's and ours, built and checked."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,10 @@ def build_loggers(cfg: DictConfig, folder: Path, saved: dict[str, Any] | None) -
         if saved is not None and "purge_step" in takes:
             # Points of steps that will be done again go from the curves.
             given["purge_step"] = saved["progress"]["step"] + 1
+        if "tracking_uri" in takes and node.get("tracking_uri") is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            # MLflow has stopped writing to plain folders.
+            given["tracking_uri"] = f"sqlite:///{folder.resolve()}/mlflow.db"
+            given["artifact_location"] = (folder.resolve() / "mlflow").as_uri()
         try:
             logger = build(node, **given)
         except ModuleNotFoundError as error:

@@ -95,6 +95,8 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
             logger.log_hyperparams(settings)
             logger.log_metrics(final, loop.progress.step)
         logger.finalize("success")
+        if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
+            finish()  # Weights & Biases would add the next training of this process to the same run.
     atomic.write_json(folder / "metrics.json", metrics)  # last: a run that has it is complete
 
 
