@@ -147,7 +147,7 @@ def _same_kind(parent: DictConfig, name: str, key: str, value: Any) -> None:
 
 
 def _unknown(config: DictConfig, key: str, override: Override, parsed: Sequence[Override]) -> ConfigError:
-    """The answer to a key that is not there, with the nearest one that is and that takes such a value."""
+    """The error for an unknown key, with the nearest known one that takes such a value."""
     values = {name: value for name, value in leaves(config) if not name.startswith("choices.")}
     groups = [name for name in GROUPS if name in config or name in ("experiment", "debug")]
     *path, last = key.split(".")

@@ -29,7 +29,7 @@ SUBCLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "optimizer": (OPTIMIZER, OPTIMIZERS),
 }
 # Lightning's callbacks that write no file, open no connection and take no code. ModelCheckpoint, for one, writes where
-# it is told to, and a logger sends what it is told to wherever it is told to.
+# it is told to, and a logger sends what it is given to any address.
 CALLBACKS = frozenset(
     f"lightning.pytorch.callbacks.{name}"
     for name in (

@@ -11,7 +11,7 @@ from cnn_train.data.data import Data
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Plain data that differs if the samples of a split or the classes do; contents of files are told by their size."""
+    """Plain data that differs if the samples of a split or the classes do; of files only the sizes count."""
     splits = {name: {"samples": len(source), "digest": _digest(source)} for name, source in data.splits.items()}
     return {"classes": list(data.class_names), "splits": splits}
 

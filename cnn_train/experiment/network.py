@@ -33,7 +33,7 @@ def build_network_and_data(
     """Build both, the data's images at least as large as the network needs, and check that they fit each other.
 
     `saved` is a checkpoint whose weights will be loaded later, and whose preprocessing the data gets. Otherwise the
-    network starts from `weights=`, if there are some, which is told, and written to weights.csv in `folder`.
+    network starts from `weights=`, if there are some, which is reported and written to weights.csv in `folder`.
     """
     start = weights.find(cfg) if saved is None else None
     how = start.preprocessing if start is not None else (saved or {}).get("preprocessing") or {}

@@ -1,4 +1,4 @@
-"""Several processes that train one run, one for each device: started, told of signals, and ended together.
+"""Several processes that train one run, one for each device: started, passed each signal, and ended together.
 
 Where torchrun or srun has started them, on one machine or several, they only agree on the run's folder.
 """
@@ -85,7 +85,7 @@ def train(folder: Path, count: int, words: Sequence[str] = ()) -> dict[str, floa
     `words` are for their command lines: whether they resume, and what their config, a file to them, may name and fetch.
 
     Signals go to all of them, and they agree on the step to stop at. When one fails the others are ended, and its
-    error is the one that is told. Raises ProcessFailed, EnvError or Interrupted.
+    error is the one that is reported. Raises ProcessFailed, EnvError or Interrupted.
     """
     for leftover in folder.glob(".rank*"):
         leftover.unlink()

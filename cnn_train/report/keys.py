@@ -9,7 +9,7 @@ from cnn_train.report.effects import Effects
 from cnn_train.report.settings import Comparison, Summary, is_number, number, short, word
 
 MANY = 12  # values of a key that are drawn side by side; more numbers are drawn by size
-TOLD = 6  # values of a key whose means are told in words
+TOLD = 6  # values of a key whose means are given in words
 WRITTEN = 6  # columns of a heat map with room for their numbers
 
 

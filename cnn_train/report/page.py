@@ -39,7 +39,7 @@ class Section:
 
 def render(study: Study, metric: str | None = None) -> str:
     """The page of a study; `metric` is the one to show. Raises ConfigError, and EnvError for a missing package."""
-    drawing.vl_convert()  # a missing package is told before the work
+    drawing.vl_convert()  # a missing package is reported before the work
     comparison = settings.compare(study.runs, metric)
     shown = comparison.shown
     known = [setting for setting in comparison.settings if math.isfinite(setting.mean(comparison.objective))]

@@ -21,7 +21,7 @@ FORMAT = "extensions.objectformat"
 def git_state(largest: int = LARGEST) -> tuple[str | None, str]:
     """Commit and uncommitted changes of the working directory's repository; (None, "") where there is none.
 
-    Of changes longer than `largest` bytes, length and SHA-256 are told instead. Filters such as Git LFS do not run.
+    Of changes longer than `largest` bytes, length and SHA-256 are kept instead. Filters such as Git LFS do not run.
     """
     commit = _ask("rev-parse", "--verify", "HEAD")
     if not commit:

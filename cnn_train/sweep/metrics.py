@@ -1,4 +1,4 @@
-"""Which metrics jobs will have, read from the sources of the tasks, so that a wrong name is told before any starts."""
+"""Which metrics jobs will have, read from the sources of the tasks: a wrong name is reported before any job starts."""
 
 import ast
 from functools import cache

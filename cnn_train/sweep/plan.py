@@ -65,7 +65,7 @@ class Planner:
         first = {key: axis.corners()[0] for key, axis in self.axes.axes.items()}
         _, config = self.job(*self.axes.line(first))
         if config.sweep.prune is not None:
-            import cnn_train.sweep.sampling  # noqa: F401  is told before there is a folder, if Optuna is missing
+            import cnn_train.sweep.sampling  # noqa: F401  is reported before there is a folder, if Optuna is missing
 
         if config.sweep.sampler in ("grid", "list"):
             self.axes.refuse_intervals()
@@ -75,7 +75,7 @@ class Planner:
         return config
 
     def all(self, sampler: str, progress: bool = True) -> list[Planned]:
-        """Every combination of the lists; a mistake in one is told before any is started."""
+        """Every combination of the lists; a mistake in one is reported before any is started."""
         lines = list(self.axes.zipped() if sampler == "list" else self.axes.product())
         planned = []
         for changes, line in shown(lines) if progress else lines:

@@ -80,7 +80,7 @@ def best(jobs: Sequence[Job], goal: Objective) -> Point | None:
 
 
 def report(sweep: Sweep, config: DictConfig) -> None:
-    """Write sweep.csv and print the table and the best point; what failed is told on stderr."""
+    """Write sweep.csv and print the table and the best point; what failed is reported on stderr."""
     jobs = sweep.jobs
     goal = objective(config, jobs)
     write_csv(sweep)

@@ -66,10 +66,10 @@ def resume(
 ) -> int:
     """Continue the sweep in `folder`, and run what values in `words` add to it; the exit code is that of `start`.
 
-    Done jobs stay, stopped and killed ones go on from their checkpoints, failed ones are tried again. `typed` is the
+    Done jobs stay, stopped and killed ones resume from their checkpoints, failed ones are tried again. `typed` is the
     planner of a line that was typed now, whose configs may name the user's own code; otherwise `trust` names it.
     """
-    folders.read(folder)  # a folder that is no sweep is told before it gets a lock
+    folders.read(folder)  # a folder that is no sweep is reported before it gets a lock
     lock = system.Lock(folder)
     try:
         sweep = folders.read(folder, owned=False)

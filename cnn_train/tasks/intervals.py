@@ -24,7 +24,7 @@ def recall(confusion: Tensor) -> Tensor:
 
 
 def f1(confusion: Tensor) -> Tensor:
-    """Harmonic mean of precision and recall (..., K); NaN for a class neither there nor predicted."""
+    """Harmonic mean of precision and recall (..., K); NaN for a class neither present nor predicted."""
     return 2 * confusion.diagonal(dim1=-2, dim2=-1) / (confusion.sum(-1) + confusion.sum(-2))
 
 

@@ -31,7 +31,7 @@ class Annotated:
 
 @dataclass
 class Annotations:
-    """What a reader found: images by split ("" if they are not divided), and the names of classes if they are told.
+    """What a reader found: images by split ("" if they are not divided), and the classes, if files name them.
 
     Boxes are `corners` (x1, y1, x2, y2), `xywh` (x1, y1, width, height) or `centres` (x, y, width, height as parts of
     the image). `notes` are remarks for the header of a run; `missing` are those of the images without an annotation.
