@@ -46,24 +46,37 @@ def create(path: Path) -> BinaryIO:
 
 def append(path: Path, text: str) -> None:
     """Add text to a file, never through a link. Raises OSError."""
+    with os.fdopen(open_to_append(path), "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor at the end of a file that has no other name, neither by a link nor by a hard one.
+
+    Raises OSError.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o666)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or path.is_symlink():
-            raise OSError(errno.EINVAL, "not a file", str(path))
-        file.write(text)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or path.is_symlink():
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file of this name alone", str(path))
+    return descriptor
 
 
 def refuse_links(folder: Path) -> None:
     """Refuse a folder with links in it: whoever made them would choose what is read and where is written.
 
-    The folder itself may be a link. Raises ConfigError.
+    A hard link is one where lines are added: to log.txt; all other files are written anew. The folder itself may be a
+    link. Raises ConfigError.
     """
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
             if path.is_symlink():
                 raise ConfigError(f"{path} is a link; a run folder holds none: put the file or folder itself there")
+            if name == "log.txt" and path.stat().st_nlink > 1:
+                raise ConfigError(f"{path} is a hard link: what is added here would be added elsewhere; copy the file")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -33,3 +33,10 @@ class DivergedError(UserError):
     """Training produced a loss or gradient that is not finite."""
 
     exit_code = 5
+
+
+class ElsewhereError(UserError):
+    """Another of several processes failed; its error is the one to show."""
+
+    exit_code = 1
+    start = "another process failed"  # of the message, by which the one that started them knows it

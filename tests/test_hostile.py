@@ -34,6 +34,7 @@ from cnn_train.data.images import read_image
 from cnn_train.errors import ConfigError, DataError, UserError
 from cnn_train.runs import checkpoint, git, secrets, signals
 from cnn_train.runs import folder as run_folder
+from cnn_train.sweep import workers
 from cnn_train.text import csv_text, is_secret, plain
 
 ROOT = Path(__file__).parents[1]
@@ -554,6 +555,20 @@ def test_a_link_in_a_run_folder_is_refused(name, tmp_path):
     assert list(private.iterdir()) == [] if private.is_dir() else private.read_text() == "kept"
 
 
+def test_a_log_with_a_second_name_gets_no_lines(tmp_path):
+    folder, private = prepare(tmp_path / "run"), tmp_path / "private"
+    private.write_text("kept")
+    (folder / "log.txt").unlink(missing_ok=True)
+    os.link(private, folder / "log.txt")
+    with pytest.raises(ConfigError, match=r"log\.txt is a hard link"):
+        load(folder)
+    assert run_folder.log(folder, "ssh-rsa AAAA") is None
+    worker = workers.Fresh([sys.executable, "-c", "print('ssh-rsa')"]).start([str(folder)], {})
+    while worker.poll() is None:
+        time.sleep(0.01)
+    assert private.read_text() == "kept"
+
+
 def test_the_run_folder_itself_may_be_a_link(tmp_path):
     prepare(tmp_path / "elsewhere")
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
@@ -649,6 +664,14 @@ def test_a_folder_one_stands_in_is_no_library(tmp_path):
 )  # fmt: skip
 def test_text_has_no_escape_codes(text, shown):
     assert plain(text) == shown
+
+
+def test_a_class_name_is_no_formula():
+    from cnn_train.tasks.pictures import confusion_picture
+
+    counts = torch.eye(2)
+    drawn = [confusion_picture(counts, [name, "b"], "of $\\frac{$") for name in ("$\\frac{$", "$x$", "x")]
+    assert not (drawn[1].shape == drawn[2].shape and (drawn[1] == drawn[2]).all()), "the dollars are seen"
 
 
 def test_an_error_is_shown_as_plain_text(capsys):

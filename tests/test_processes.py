@@ -33,6 +33,13 @@ TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "
         ({1: -9, 0: 1}, ["unexpected RuntimeError: gloo", ""], EnvError, 4, "process 1 of 2 was killed by SIGKILL"),
         ({1: 143, 0: 143}, ["stopped at step 4", "stopped at step 4"], Interrupted, 143, "stopped at step 4"),
         ({1: 1, 0: 1}, ["gloo", "IndexError\ntraceback: log.txt"], processes.ProcessFailed, 1, "IndexError"),
+        (
+            {0: 1, 1: 1},
+            ["another process failed after step 4; the state is saved in last.ckpt", "unexpected IndexError"],
+            processes.ProcessFailed,
+            1,
+            "IndexError",
+        ),
         ({0: 0, 1: 7}, ["", ""], processes.ProcessFailed, 7, "process 1 of 2 ended with exit code 7"),
     ],
 )
@@ -122,15 +129,23 @@ from cnn_train.data.data import Data
 from cnn_train.errors import DataError
 
 def failing(**options):
-    batches = Data.train_batches
-    def train_batches(self, epoch, *, rank=0, **where):
-        for number, batch in enumerate(batches(self, epoch, rank=rank, **where)):
-            if rank == 1 and number == 2:
+    batches = Data.METHOD
+    def failing_batches(self, split, *, rank=0, **where):
+        for number, batch in enumerate(batches(self, split, rank=rank, **where)):
+            if rank == 1 and number == AT:
                 FAIL
             yield batch
-    Data.train_batches = train_batches
+    Data.METHOD = failing_batches
     return digits(**options)
 """
+
+
+def fail_in(folder: Path, method: str, at: int, fail: str) -> str:
+    """Make the second process of the run in `folder` fail at a batch; its config as it was."""
+    (folder / "spoilt.py").write_text(FAILING.replace("METHOD", method).replace("AT", str(at)).replace("FAIL", fail))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("cnn_train.data.digits.digits", "spoilt.failing"))
+    return config
 
 
 @pytest.mark.slow
@@ -148,9 +163,7 @@ def failing(**options):
 )
 def test_one_that_fails_ends_the_other_and_its_error_is_shown(tmp_path, fail, code, says):
     folder = prepare(tmp_path / "a", *TWO)
-    (folder / "spoilt.py").write_text(FAILING.replace("FAIL", fail))
-    config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("cnn_train.data.digits.digits", "spoilt.failing"))
+    fail_in(folder, "train_batches", 2, fail)
     process = start(folder, "trust=spoilt")
     wait_for(folder / "log.txt", process)
     pids: dict[int, int] = {}
@@ -163,6 +176,28 @@ def test_one_that_fails_ends_the_other_and_its_error_is_shown(tmp_path, fail, co
     assert lines == [says]
     assert "gloo" not in err and "Traceback" not in err
     assert len(pids) == 2 and alive(pids.values()) == []
+
+
+@pytest.mark.slow
+def test_an_error_in_one_saves_what_all_have_reached(tmp_path):
+    """At the third batch of an epoch, and in validation; the run is resumed to the bits of an undisturbed one."""
+    reference = prepare(tmp_path / "reference", *TWO)
+    _, err = start(reference).communicate(timeout=200)
+    wanted = checkpoint.load(reference / "last.ckpt")
+    for method, at, step in (("train_batches", 2, 2), ("eval_batches", 0, wanted["progress"]["step"] // 3)):
+        folder = prepare(tmp_path / method, *TWO)
+        config = fail_in(folder, method, at, "raise DataError('cannot read cat.jpg')")
+        process = start(folder, "trust=spoilt")
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 3 and "error: cannot read cat.jpg" in err, err
+        assert checkpoint.load(folder / "last.ckpt")["progress"]["step"] == step
+        (folder / "config.yaml").write_text(config)
+        process = start(folder, "resume=true")
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        found = checkpoint.load(folder / "last.ckpt")
+        assert all((found["network"][name] == value).all() for name, value in wanted["network"].items())
+        assert (folder / "metrics.csv").read_text() == (reference / "metrics.csv").read_text()
 
 
 @pytest.mark.slow

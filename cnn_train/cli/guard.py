@@ -46,7 +46,7 @@ def guarded(
         if debug:
             traceback.print_exc()
         message, notes, code = explain(error)
-        if code == 1:
+        if code == 1 and not isinstance(error, UserError):
             notes = [f"traceback: {getattr(error, 'logged_in', None) or write_crash(folder)}"]
         if tell is not None:
             tell("\n".join([message, *notes]))

@@ -18,8 +18,6 @@ def run(line: Line) -> int:
     from cnn_train.experiment import processes
 
     lifeline.end_with_sweep()
-
-    lifeline.end_with_sweep()
     folder, resume = Path(line.words[0]), "resume=true" in line.overrides
 
     def words(key: str) -> list[str]:

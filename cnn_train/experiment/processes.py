@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cnn_train.errors import EnvError, UserError
+from cnn_train.errors import ElsewhereError, EnvError, UserError
 from cnn_train.experiment.hardware import Machine
 from cnn_train.runs.signals import Interrupted, handled_by
 
@@ -163,7 +163,8 @@ def wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> dict[int, int]:
 def failure(codes: dict[int, int], errors: Sequence[str]) -> BaseException:
     """The root cause: a process with an error of its own over one that only lost its connection, then the earliest."""
     failed = {rank: code for rank, code in codes.items() if code}
-    rank = min(failed, key=lambda rank: (failed[rank] == 1, list(failed).index(rank)))
+    heard = {rank: errors[rank].startswith(ElsewhereError.start) for rank in failed}
+    rank = min(failed, key=lambda rank: (failed[rank] == 1, heard[rank], list(failed).index(rank)))
     code, message = failed[rank], errors[rank]
     if code < 0:
         name = signal.Signals(-code).name

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cnn_train.atomic import open_to_append
 from cnn_train.sweep import lifeline, system
 
 MARK = "CNN_TRAIN_WARM_SERVER"
@@ -57,8 +58,11 @@ def train(arguments: Sequence[str], place: Mapping[str, str]) -> None:
     """Run one job in the child: the worker command with the log as its output. Exits with the job's code."""
     system.leave_group()
     system.default_signals()
-    log = os.open(os.path.join(arguments[0], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    null = os.open(os.devnull, os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        log = open_to_append(Path(arguments[0], "log.txt"))
+    except OSError:  # a link: the worker refuses the folder
+        log = os.dup(null)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(log)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
+from cnn_train.atomic import open_to_append
 from cnn_train.sweep import lifeline, server, system
 
 WORKER = (sys.executable, "-P", "-m", "cnn_train", "worker")  # takes a run folder
@@ -54,7 +55,11 @@ class Fresh:
 
     def start(self, arguments: Sequence[str], place: Mapping[str, str]) -> Worker:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **place, lifeline.MARK: "1"}
-        with Path(arguments[0], "log.txt").open("ab") as log:
+        try:
+            log = open_to_append(Path(arguments[0], "log.txt"))
+        except OSError:  # a link: the worker refuses the folder
+            log = os.open(os.devnull, os.O_WRONLY)
+        try:
             return FreshWorker(
                 subprocess.Popen(
                     [*self.command, *arguments],
@@ -65,6 +70,8 @@ class Fresh:
                     **system.own_group(),
                 )
             )
+        finally:
+            os.close(log)
 
     def close(self) -> None:
         pass

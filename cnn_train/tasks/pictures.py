@@ -214,7 +214,17 @@ def save_labels(labels: Tensor, path: Path) -> None:
 
 
 def confusion_picture(confusion: Tensor, names: list[str], title: str) -> Picture:
-    """A confusion matrix (K, K), rows true and columns predicted, coloured by the share of each row."""
+    """A confusion matrix (K, K), rows true and columns predicted, coloured by the share of each row.
+
+    Names are text: a `$` in them begins no formula.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        return _confusion_picture(confusion, names, title)
+
+
+def _confusion_picture(confusion: Tensor, names: list[str], title: str) -> Picture:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -34,11 +34,15 @@ WORST = 64  # samples that a checkpoint remembers as the worst of a split
 
 
 class Callback(L.Callback):
-    """A callback of Lightning's that also sees every step, at no cost: steps still share a call. Be cheap in `on_step`.
+    """A callback of Lightning's that also sees every step, at no cost: steps still share a call. Be cheap in them.
 
-    `on_epoch_end` comes after the epoch's validation and ranking, `on_not_finite` when the loss or gradient of a step
-    (counted from 1) was not finite, before that is logged or saved.
+    `before_step` comes when this process has the step's batch, `on_step` after the step. `on_epoch_end` comes after the
+    epoch's validation and ranking, `on_not_finite` when the loss or gradient of a step (counted from 1) was not finite,
+    before that is logged or saved.
     """
+
+    def before_step(self, loop: "Loop") -> None:
+        pass
 
     def on_step(self, loop: "Loop") -> None:
         pass
@@ -149,6 +153,7 @@ class Loop(L.LightningModule):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         self.listened = any(listens_to_batches(callback) for callback in callbacks)
         self.watchers = [callback for callback in callbacks if isinstance(callback, Callback)]
+        self.step_starters = [w for w in self.watchers if type(w).before_step is not Callback.before_step]
         self.step_watchers = [w for w in self.watchers if type(w).on_step is not Callback.on_step]
         saved = (self.resume_state or {}).get("callbacks", {})
         for callback in callbacks:
@@ -235,6 +240,8 @@ class Loop(L.LightningModule):
         """Train on a batch, or on the next `work` ones."""
         loss = None
         for batch in islice(self._batches, work) if isinstance(work, int) else (work,):
+            for watcher in self.step_starters:
+                watcher.before_step(self)
             loss = self.step(batch)
             for watcher in self.step_watchers:
                 watcher.on_step(self)

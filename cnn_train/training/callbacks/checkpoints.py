@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +15,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
-from cnn_train.errors import UserError
+from cnn_train.errors import ElsewhereError, UserError
 from cnn_train.runs import checkpoint
 from cnn_train.runs.signals import Interrupted, handled_by
 from cnn_train.training.loop import Callback, Loop
+
+DUE, FAILED = 1000, 2000  # votes beside the numbers of signals: time to save; an error in this process
 
 
 class Stopped(Interrupted):
@@ -36,6 +37,8 @@ class Checkpoints(Callback, Checkpoint):
     """Writes last.ckpt every so often, at every epoch's end and at errors, and best.ckpt when the monitor improves.
 
     The one before last.ckpt is previous.ckpt. With `keep_best` above 1, the best epochs are also in epoch-<n>.ckpt.
+    Of several processes, all must come to a save together. So they vote when each has its next batch, and when each has
+    validated: on a signal, on the time to save, and on an error in one of them.
     Lightning calls it after all other callbacks, so that their states are those of the same moment.
     """
 
@@ -45,12 +48,17 @@ class Checkpoints(Callback, Checkpoint):
         self.keep_best = keep_best
         self.signal: int | None = None
         self._vote: Vote | None = None
+        self._voted_at = -1
         self._saved_at = time.monotonic()
         self._saved_step = 0
 
     def setup(self, trainer: L.Trainer, loop: Any, stage: str) -> None:
         self.folder = Path(trainer.default_root_dir)
         loop.best.keep = self.keep_best
+
+    def on_fit_start(self, trainer: L.Trainer, loop: Any) -> None:
+        if trainer.world_size > 1:
+            self._vote = Vote()
 
     def save(self, loop: Loop, name: str) -> Path:
         path = self.folder / name
@@ -62,28 +70,50 @@ class Checkpoints(Callback, Checkpoint):
         self._saved_at = time.monotonic()
         return path
 
+    def before_step(self, loop: Loop) -> None:
+        if self._vote is None or not loop.between_updates:
+            return
+        asked = self._agreed(loop)
+        if asked == DUE:
+            self.save(loop, checkpoint.LAST)
+        elif asked is not None:
+            self._end(loop, asked)
+
     def on_step(self, loop: Loop) -> None:
-        asked = self._asked(loop)
-        if asked is None and not self._due(loop):
-            return
         # Between the batches of one accumulated update, gradients are not in a checkpoint: wait for its end.
-        if not loop.between_updates:
+        if self._vote is not None or not loop.between_updates:
             return
-        if asked is not None:
-            raise Stopped(asked, self.save(loop, checkpoint.LAST), loop.progress.step)
-        if loop.progress.step_in_epoch < loop.progress.steps_per_epoch:  # the last step is saved with its validation
+        if self.signal is not None:
+            self._end(loop, self.signal)
+        # The last step is saved with its validation.
+        if self._due(loop) and loop.progress.step_in_epoch < loop.progress.steps_per_epoch:
             self.save(loop, checkpoint.LAST)
 
+    def _end(self, loop: Loop, asked: int) -> None:
+        path = self.save(loop, checkpoint.LAST)
+        if asked == FAILED:
+            raise ElsewhereError(
+                f"{ElsewhereError.start} after step {loop.progress.step}; the state is saved in {path}"
+            )
+        raise Stopped(asked, path, loop.progress.step)
+
     def _due(self, loop: Loop) -> bool:
+        if loop.progress.step == self._saved_step:
+            return False
         if self.every_steps is not None and loop.progress.step % self.every_steps == 0:
             return True
         return self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
 
     def on_validation_batch_start(self, trainer: L.Trainer, loop: Any, *batch: Any) -> None:
         # Processes validate different numbers of batches and cannot agree here.
-        if self.signal is not None and trainer.state.fn == "fit" and trainer.world_size == 1:
+        if self.signal is not None and trainer.state.fn == "fit" and self._vote is None:
             loop.leave_evaluation()
-            raise Stopped(self.signal, self.save(loop, checkpoint.LAST), loop.progress.step)
+            self._end(loop, self.signal)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, loop: Any) -> None:
+        if self._vote is not None and trainer.state.fn == "fit" and self._agreed(loop) == FAILED:
+            loop.leave_evaluation()
+            self._end(loop, FAILED)
 
     def on_train_epoch_end(self, trainer: L.Trainer, loop: Any) -> None:
         """Save the epoch if it is among the best, then its state, and only then remove the one that it displaces."""
@@ -96,7 +126,8 @@ class Checkpoints(Callback, Checkpoint):
             if trainer.is_global_zero:
                 (self.folder / f"epoch-{old}.ckpt").unlink(missing_ok=True)
         path = self.save(loop, checkpoint.LAST)
-        if (asked := self._asked(loop, now=True)) is not None:
+        asked = self.signal if self._vote is None else self._vote(self.signal)
+        if asked is not None:
             raise Stopped(asked, path, loop.progress.step)
 
     def on_exception(self, trainer: L.Trainer, loop: Any, exception: BaseException) -> None:
@@ -104,7 +135,14 @@ class Checkpoints(Callback, Checkpoint):
         if not isinstance(exception, Exception) or not loop.between_updates:
             return
         loop.leave_evaluation()
-        if loop.progress.step != self._saved_step and trainer.world_size == 1:
+        if self._vote is not None:
+            # After this step's vote the others are on their way to the next gradient, not to a vote.
+            if loop.listened or self._voted_at == loop.progress.step:
+                return
+            with suppress(RuntimeError):
+                self._vote(FAILED)
+                self.save(loop, checkpoint.LAST)
+        elif loop.progress.step != self._saved_step:
             with suppress(UserError, RuntimeError):
                 self.save(loop, checkpoint.LAST)
 
@@ -112,12 +150,11 @@ class Checkpoints(Callback, Checkpoint):
         if trainer.is_global_zero:
             (self.folder / checkpoint.PREVIOUS).unlink(missing_ok=True)
 
-    def _asked(self, loop: Loop, now: bool = False) -> int | None:
-        """The signal that this process, or one of several, has got; all of them learn it at the same step."""
-        if loop.trainer.world_size == 1:
-            return self.signal
-        self._vote = self._vote or Vote(loop.device)
-        return self._vote(self.signal, now)
+    def _agreed(self, loop: Loop) -> int | None:
+        """The largest of the processes' votes; all of them learn it at the same step."""
+        assert self._vote is not None
+        self._voted_at = loop.progress.step
+        return self._vote(self.signal or (DUE if self._due(loop) else None))
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -133,32 +170,18 @@ class Checkpoints(Callback, Checkpoint):
 
 
 class Vote:
-    """Lets processes agree on the largest number among theirs, without making a GPU wait.
+    """Lets processes agree on the largest number among theirs.
 
-    On a GPU the answer is read LAG steps late, on all processes alike, so that nobody waits for the copy.
+    They talk in a group of their own on the CPU: no GPU waits for it, and it never meets a gradient.
     """
 
-    LAG = 8
+    def __init__(self) -> None:
+        self.group = distributed.new_group(backend="gloo")
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.waiting: deque[tuple[torch.Tensor, Any]] = deque()
-
-    def __call__(self, number: int | None, now: bool = False) -> int | None:
-        vote = torch.tensor([number or 0], dtype=torch.int32, device=self.device)
-        distributed.all_reduce(vote, distributed.ReduceOp.MAX)
-        if self.device.type != "cuda":
-            return int(vote) or None
-        event = torch.cuda.Event()
-        host = vote.to("cpu", non_blocking=True)
-        event.record()
-        self.waiting.append((host, event))
-        answer = 0
-        while len(self.waiting) > (0 if now else self.LAG):
-            host, event = self.waiting.popleft()
-            event.synchronize()
-            answer = max(answer, int(host))
-        return answer or None
+    def __call__(self, number: int | None) -> int | None:
+        vote = torch.tensor(number or 0, dtype=torch.int32)
+        distributed.all_reduce(vote, distributed.ReduceOp.MAX, group=self.group)
+        return int(vote) or None
 
 
 def requeue() -> str:
