@@ -176,7 +176,7 @@ class Vote:
     """
 
     def __init__(self) -> None:
-        self.group = distributed.new_group(backend="gloo")
+        self.group: Any = distributed.new_group(backend="gloo")
 
     def __call__(self, number: int | None) -> int | None:
         vote = torch.tensor(number or 0, dtype=torch.int32)
