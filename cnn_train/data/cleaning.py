@@ -42,7 +42,7 @@ def clean(listing: Listing, bad: Mapping[str, str], target: Path, max_pixels: in
     if listing.masks is not None:
         masks = dict(listing.pairs())
         kept = [path for path in kept if masks[path] not in bad]
-        for _, made in look_over(_mask_copier(listing, target), [masks[path] for path in kept], workers, "masks"):
+        for _, made in look_over(_mask_copier(listing, target), [(p, masks[p]) for p in kept], workers, "masks"):
             if isinstance(made, DataError):
                 raise made
             done += [made] if made else []
@@ -90,9 +90,13 @@ def _copied(path: Path, new: Path, max_pixels: int) -> tuple[Path, str]:
 
 
 def _mask_copier(listing: Listing, target: Path):  # type: ignore[no-untyped-def]
-    def copy(path: str) -> str:
+    def copy(pair: tuple[str, str]) -> str:
+        image, path = pair
         assert listing.masks is not None
-        new = (target / Path(path).relative_to(listing.root)).with_suffix(".png")
+        if Path(path).is_relative_to(listing.root):
+            new = (target / Path(path).relative_to(listing.root)).with_suffix(".png")
+        else:  # drawn from COCO's regions
+            new = (target / "masks" / Path(image).relative_to(listing.root)).with_suffix(".png")
         new.parent.mkdir(parents=True, exist_ok=True)
         labels = listing.masks(path).numpy()
         Image.fromarray(labels).save(new)

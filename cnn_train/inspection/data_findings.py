@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cnn_train.data import csv_file, folder, segmentation_folder
+from cnn_train.data import coco_masks, csv_file, folder, segmentation_folder
 from cnn_train.data.data import Data
 from cnn_train.data.examination import Duplicates, Examination, duplicates, examine, homes
 from cnn_train.data.images import visible
@@ -28,6 +28,7 @@ LISTS: dict[str, Any] = {
     "cnn_train.data.folder.folder": folder.list_folder,
     "cnn_train.data.csv_file.csv_file": csv_file.list_table,
     "cnn_train.data.segmentation_folder.segmentation_folder": segmentation_folder.list_pairs,
+    "cnn_train.data.coco_masks.coco_masks": coco_masks.list_coco,
 }
 
 

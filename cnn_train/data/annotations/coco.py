@@ -1,6 +1,7 @@
 """COCO's JSON files of objects (Lin et al. 2014): boxes x, y, width, height; categories by id, which has gaps."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def files(root: Path) -> list[Path]:
 
 def read(root: Path) -> Annotations:
     """One file, or one for each split with its name in the file's. Categories are numbered in the order of ids."""
-    contents = {path: _content(path) for path in files(root)}
+    contents = {path: read_json(path) for path in files(root)}
     categories: dict[int, str] = {}
     for path, content in contents.items():
         for entry in content["categories"]:
@@ -36,12 +37,16 @@ def read(root: Path) -> Annotations:
     return Annotations(splits, names, "xywh")
 
 
-def _content(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file, whose images, annotations and categories are lists. Raises DataError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         for key in ("images", "annotations", "categories"):
             if not isinstance(content[key], list):
                 raise DataError(f"{path}: {key} must be a list, as COCO's files of objects have it")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise DataError(f"cannot read {path}: {reason}; it must be COCO's JSON of objects") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: is no JSON ({error.msg}); is the file cut off?") from error
     except (KeyError, TypeError) as error:
@@ -54,12 +59,27 @@ def _split(path: Path) -> str | None:
     return next((split for split, words in NAMES.items() for word in words if word in name), None)
 
 
+def image_places(root: Path, path: Path) -> list[Path]:
+    """The folders in which the images of a JSON file may lie."""
+    name = path.stem.removeprefix("instances_")
+    return [root, root / "images", root / name, root / (_split(path) or ""), root / "images" / name]
+
+
+def find_image(places: Sequence[Path], entry: Mapping[str, Any], path: Path) -> Path:
+    """The file of an entry of `images`: in the first folder that has it, or its place in the first one of all."""
+    own = Path(str(entry["file_name"]).replace("\\", "/"))
+    if own.is_absolute() or ".." in own.parts:
+        raise DataError(
+            f"{path}: file_name {str(own)!r} leaves the folder of the images; make it relative to data.root"
+        )
+    return next((place / own for place in places if (place / own).is_file()), places[0] / own)
+
+
 def _images(root: Path, path: Path, content: dict[str, Any], categories: dict[int, str]) -> list[Annotated]:
-    places = [root, root / "images", root / path.stem.removeprefix("instances_"), root / (_split(path) or "")]
+    places = image_places(root, path)
     by_id = {}
     for entry in content["images"]:
-        own = Path(str(entry["file_name"]).replace("\\", "/"))
-        image = next((place / own for place in places if (place / own).is_file()), places[0] / own)
+        image = find_image(places, entry, path)
         size = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None
         by_id[entry["id"]] = Annotated(image, [], size)
     for entry in content["annotations"]:
