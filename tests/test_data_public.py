@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnn_train.data.public import small_images
+from cnn_train.data.public import KINDS, small_images
 from cnn_train.errors import DataError
 
 CPU = torch.device("cpu")
@@ -48,20 +48,54 @@ def write_cifar(folder, monkeypatch, fine: bool):
     return joined["train_list"], joined["test_list"], names
 
 
-def write_mnist(folder):
+def write_mnist(folder, name="MNIST", prefixes=("train", "t10k"), classes=10, first=0):
     """IDX files, gzipped as downloaded and unpacked as torchvision keeps them."""
-    base = folder / "MNIST" / "raw"
+    base = folder / name / "raw"
     base.mkdir(parents=True)
     random = np.random.default_rng(0)
     result = []
-    for prefix, n in (("train", 60), ("t10k", 20)):
-        images, labels = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+    for prefix, n in zip(prefixes, (6 * classes, 2 * classes), strict=True):
+        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = (np.arange(n) % classes + first).astype(np.uint8)
         for name, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
             content = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
             (base / f"{prefix}-{name}").write_bytes(content)
             (base / f"{prefix}-{name}.gz").write_bytes(gzip.compress(content))
-        result.append((images[:, None], labels))
-    return *result, [str(i) for i in range(10)]
+        result.append((images[:, None], labels - first))
+    return *result, [str(i) for i in range(classes)]
+
+
+def write_kmnist(folder, patch):
+    return *write_mnist(folder, "KMNIST")[:2], ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
+
+
+def write_emnist(folder, patch):
+    """EMNIST's images are stored lying: rows are columns."""
+    prefixes = [f"emnist-balanced-{split}" for split in ("train", "test")]
+    splits = write_mnist(folder, "EMNIST", prefixes, classes=47)[:2]
+    names = list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
+    return *((images.swapaxes(2, 3), labels) for images, labels in splits), names
+
+
+def write_stl10(folder, patch):
+    """Plain bytes, columns before rows, labels from 1; the unlabelled images belong to it."""
+    from torchvision.datasets import STL10
+
+    base = folder / STL10.base_folder
+    base.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    result, sums = [], {}
+    for split, n in (("train", 40), ("test", 20), ("unlabeled", 3)):
+        images, labels = random.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8), np.arange(n) % 10
+        (base / f"{split}_X.bin").write_bytes(images.transpose(0, 1, 3, 2).tobytes())
+        (base / f"{split}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
+        sums |= {name: md5(base / name) for name in (f"{split}_X.bin", f"{split}_y.bin")}
+        result.append((images, labels))
+    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    (base / "class_names.txt").write_text("\n".join(names) + "\n")
+    for which in ("train_list", "test_list"):
+        patch.setattr(STL10, which, [[name, sums[name]] for name, _ in getattr(STL10, which)])
+    return *result[:2], names
 
 
 def write_svhn(folder, monkeypatch):
@@ -87,6 +121,9 @@ WRITE = {
     "cifar100": lambda folder, patch: write_cifar(folder, patch, True),
     "mnist": lambda folder, patch: write_mnist(folder),
     "svhn": write_svhn,
+    "kmnist": write_kmnist,
+    "emnist": write_emnist,
+    "stl10": write_stl10,
 }
 
 
@@ -116,12 +153,18 @@ def test_without_validation_images_and_at_another_size(tmp_path, monkeypatch):
     assert (data.splits["test"].images.float().mean() - test_images.mean()).abs() < 1
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
+@pytest.mark.parametrize("dataset", KINDS)
 def test_missing_files_say_where_and_how(dataset, tmp_path):
     with pytest.raises(DataError) as error:
         small_images(dataset, str(tmp_path / "none"))
     text = str(error.value)
     assert "\n" not in text and str(tmp_path / "none") in text and "data.download=true" in text
+    first = {
+        "mnist": "MNIST/raw/train-images-idx3-ubyte",
+        "svhn": "train_32x32.mat",
+        "stl10": "stl10_binary/train_X.bin",
+    }
+    assert f"it consists of {first.get(dataset, '')}" in text
     assert not (tmp_path / "none").exists()
 
 
@@ -135,8 +178,22 @@ def test_damaged_files_are_not_read(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch, False)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"damaged cifar-10-batches-py/data_batch_3; data\.download"):
         small_images("cifar10", str(tmp_path))
+    path.unlink()
+    with pytest.raises(DataError, match=r"missing cifar-10-batches-py/data_batch_3; data\.download"):
+        small_images("cifar10", str(tmp_path))
+
+
+def test_letters_count_from_one(tmp_path):
+    prefixes = [f"emnist-letters-{split}" for split in ("train", "test")]
+    (images, labels), _, _ = write_mnist(tmp_path, "EMNIST", prefixes, classes=26, first=1)
+    data = small_images("emnist", str(tmp_path), subset="letters", val_size=0)
+    assert data.class_names == list("abcdefghijklmnopqrstuvwxyz")
+    assert data.splits["train"].targets.tolist() == labels.tolist()
+    assert torch.equal(data.splits["train"].images, torch.from_numpy(images).transpose(2, 3))
+    with pytest.raises(DataError, match="it consists of EMNIST/raw/emnist-digits-train-images-idx3-ubyte"):
+        small_images("emnist", str(tmp_path), subset="digits")
 
 
 def test_val_size_must_be_possible(tmp_path):

@@ -35,6 +35,7 @@ def run(options: Options) -> int:
     if shown(cfg, options, Choices.find(options.config_dir)):
         return 0
     from cnn_train.data.cleaning import clean
+    from cnn_train.data.decode import MAX_PIXELS
     from cnn_train.data.disk import num_workers
     from cnn_train.inspection.data_findings import checked, default_page
     from cnn_train.inspection.data_page import screen, write
@@ -56,6 +57,6 @@ def run(options: Options) -> int:
     if options.fix is not None:
         if listing is None:
             raise ConfigError(f"fix={options.fix} is for data in files of your own, not for data={cfg.choices.data}")
-        done = clean(listing, report.bad, options.fix, settings["max_pixels"], workers)
+        done = clean(listing, report.bad, options.fix, settings.get("max_pixels", MAX_PIXELS), workers)
         print(f"fixed     {options.fix}: {len(done)} change(s), listed in {options.fix / 'cleaned.txt'}")
     return DataError.exit_code if report.is_wrong else 0

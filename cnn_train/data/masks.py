@@ -40,6 +40,7 @@ class MaskReader:
     ignore_color: Sequence[int] | None
     max_pixels: int
     mask_round: bool = False
+    ignored: Sequence[int] = ()  # further values that count nowhere
 
     def __post_init__(self) -> None:
         self.classes = list(self.classes)
@@ -64,7 +65,8 @@ class MaskReader:
             table = {_code(colour): number for number, colour in enumerate(self.palette)}
             return table if self.ignore_color is None else table | {_code(self.ignore_color): IGNORE}
         values = self.mask_values if self.mask_values is not None else range(len(self.classes))
-        return {self.ignore_index: IGNORE} | {value: number for number, value in enumerate(values)}
+        uncounted = dict.fromkeys([self.ignore_index, *self.ignored], IGNORE)
+        return uncounted | {value: number for number, value in enumerate(values)}
 
     def values(self, path: str) -> np.ndarray:
         """The value, or the colour's code, of each pixel (H, W); with `mask_round` one that is in the table."""

@@ -1,7 +1,5 @@
 """Public sets of small images, by torchvision, held in memory."""
 
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,34 +7,39 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cnn_train.data.cache import cache_folder
 from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.public_files import place, read
 from cnn_train.errors import DataError
 
 CLASSES = {"mnist": [str(digit) for digit in range(10)], "svhn": [str(digit) for digit in range(10)]}
-DOWNLOAD = {"cifar10": "170 MB", "cifar100": "169 MB", "mnist": "12 MB", "fashion_mnist": "31 MB", "svhn": "246 MB"}
+KINDS = {
+    "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST",
+    "emnist": "EMNIST", "svhn": "SVHN", "stl10": "STL10",
+}  # fmt: skip
 
 
 def small_images(
-    dataset: Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"],
+    dataset: Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "kmnist", "emnist", "stl10"],
     root: str | None = None,
     image_size: int | Sequence[int] | None = None,
     *,
+    subset: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = "balanced",
     download: bool = False,
     val_size: int = 5000,
     published: dict[str, int] | None = None,
     cache_dir: str | None = None,
     **batching: Any,
 ) -> Data:
-    """CIFAR, MNIST, Fashion-MNIST or SVHN in `root` (by default `datasets` in the cache), as torchvision keeps it.
+    """CIFAR, MNIST and its kin, SVHN or STL-10 in `root` (by default `datasets` in the cache), as torchvision keeps it.
 
-    `val_size` training images, the same share of each class, are kept for validation; with 0, validation is on the test
-    images. `published` are num_classes, in_channels and image_size of the set, known without its files. Raises
-    DataError where the files are missing and `download` is not set, or hold something else than was published.
+    `subset` is EMNIST's alone; its images, which are stored lying, come upright. `val_size` training images, the same
+    share of each class, are kept for validation; with 0, validation is on the test images. `published` are
+    num_classes, in_channels and image_size of the set, known without its files. Raises DataError where files are
+    missing and `download` is not set, or hold something else than was published.
     """
-    folder = Path(os.path.expanduser(root)).resolve() if root is not None else cache_folder(cache_dir) / "datasets"
-    images, labels, class_names = load(dataset, folder, True, download)
-    test_images, test_labels, _ = load(dataset, folder, False, download)
+    folder = place(root, cache_dir)
+    images, labels, class_names = load(dataset, folder, True, download, subset)
+    test_images, test_labels, _ = load(dataset, folder, False, download, subset)
     found = {"num_classes": len(class_names), "in_channels": images.size(1), "image_size": images.size(2)}
     if published is not None and published != found:
         raise DataError(f"{dataset} in {folder} has {found}, not {published} as published; fetch it again")
@@ -49,36 +52,49 @@ def small_images(
     return Data(DataSet(dataset, "labels", sources, class_names, images.size(1), size), **batching)
 
 
-def load(dataset: str, folder: Path, train: bool, download: bool) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (N, C, H, W) uint8, labels (N) int64 and the names of the classes."""
+def load(
+    dataset: str, folder: Path, train: bool, download: bool, subset: str = "balanced"
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (N, C, H, W) uint8, labels (N) int64 and the names of the classes. Raises DataError."""
     from torchvision import datasets
 
-    kinds: dict[str, Any] = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "mnist": datasets.MNIST,
-        "fashion_mnist": datasets.FashionMNIST,
-        "svhn": datasets.SVHN,
-    }
-    which = {"split": "train" if train else "test"} if dataset == "svhn" else {"train": train}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # CIFAR's pickles are older than numpy likes
-            found = kinds[dataset](str(folder), download=download, **which)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        if download:
-            raise DataError(f"cannot fetch {dataset} into {folder}: {' '.join(str(error).split())}") from error
-        raise DataError(
-            f"{dataset} is not in {folder} or is damaged; data.download=true fetches it ({DOWNLOAD[dataset]}), "
-            "data.root=DIR says where it lies"
-        ) from error
+    kind = getattr(datasets, KINDS[dataset])
+    which: dict[str, Any] = {"train": train}
+    if dataset in ("svhn", "stl10"):
+        which = {"split": "train" if train else "test"}
+    elif dataset == "emnist":
+        which["split"] = subset
+    needed = needed_files(dataset, kind, subset)
+    found = read(dataset, folder, download, needed, lambda: kind(str(folder), download=download, **which))
     images = torch.as_tensor(found.data)
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif dataset.startswith("cifar"):
-        images = images.permute(0, 3, 1, 2).contiguous()
-    labels = torch.as_tensor(found.labels if dataset == "svhn" else found.targets).long()
-    return images, labels, CLASSES.get(dataset) or list(found.classes)
+        images = images.permute(0, 3, 1, 2)
+    if dataset == "emnist":
+        images = images.transpose(2, 3)
+    labels = torch.as_tensor(found.labels if dataset in ("svhn", "stl10") else found.targets).long()
+    names = CLASSES.get(dataset) or list(getattr(found, "classes", []))
+    if dataset == "emnist" and subset == "letters":  # which count from 1
+        labels, names = labels - 1, names[1:]
+    if len(images) != len(labels) or not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise DataError(f"{dataset} in {folder} has {len(images)} images, {len(labels)} labels, {len(names)} classes")
+    return images.contiguous(), labels, names
+
+
+def needed_files(dataset: str, kind: Any, subset: str) -> dict[str, str | None]:
+    """The files of a set in its folder, with the MD5 sums that torchvision knows."""
+    if dataset == "svhn":
+        return {kind.split_list[split][1]: kind.split_list[split][2] for split in ("train", "test")}
+    if dataset == "emnist":
+        files = [f"emnist-{subset}-{split}" for split in ("train", "test")]
+        return {f"EMNIST/raw/{name}-{part}-ubyte": None for name in files for part in ("images-idx3", "labels-idx1")}
+    if "mnist" in dataset:
+        return {f"{kind.__name__}/raw/{name.removesuffix('.gz')}": None for name, _ in kind.resources}
+    listed: list[Sequence[str]] = [*kind.train_list, *kind.test_list]
+    if dataset.startswith("cifar"):
+        listed.append([kind.meta["filename"], kind.meta["md5"]])
+    return {f"{kind.base_folder}/{name}": md5 for name, md5 in listed}
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cnn_train.data import coco_masks, csv_file, folder, segmentation_folder
+from cnn_train.data import coco_masks, csv_file, folder, public_masks, public_photos, segmentation_folder
 from cnn_train.data.data import Data
+from cnn_train.data.decode import MAX_PIXELS
 from cnn_train.data.examination import Duplicates, Examination, duplicates, examine, homes
 from cnn_train.data.images import visible
 from cnn_train.data.listing import Listing
@@ -29,6 +30,8 @@ LISTS: dict[str, Any] = {
     "cnn_train.data.csv_file.csv_file": csv_file.list_table,
     "cnn_train.data.segmentation_folder.segmentation_folder": segmentation_folder.list_pairs,
     "cnn_train.data.coco_masks.coco_masks": coco_masks.list_coco,
+    "cnn_train.data.public_photos.photographs": public_photos.list_photographs,
+    "cnn_train.data.public_masks.scenes": public_masks.list_scenes,
 }
 
 
@@ -82,7 +85,7 @@ def list_files(target: str, settings: Mapping[str, Any]) -> Listing | None:
 
 def check_files(report: Report, listing: Listing, settings: Mapping[str, Any], workers: int, limit: float) -> None:
     """Look at every file, and say what is wrong with files, labels and masks."""
-    most, cache_dir = settings["max_pixels"], settings.get("cache_dir")
+    most, cache_dir = settings.get("max_pixels", MAX_PIXELS), settings.get("cache_dir")
     found = examine(listing.images(), most, workers, cache_dir)
     unfit = found.survey.unfit(settings.get("channels", "auto"), settings.get("range", "auto"))
     report.bad = {**found.survey.faults, **unfit, **listing.faults}
