@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 endif
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test test-slow lint format bench clean smoke-all
+.PHONY: help install train test test-slow lint format bench lock clean smoke-all
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,11 @@ format: $(INSTALLED)  ## Format the code
 bench: $(INSTALLED)  ## Compare steps with a plain PyTorch loop, and sweeps with their goals
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/sweep_overhead.py warm sleep plan
+
+lock: $(INSTALLED)  ## Write requirements.lock: the pinned versions with the hashes of their files
+	$(BIN)/python -m pip install --disable-pip-version-check -q uv
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev -c constraints.txt --python-version 3.11 --generate-hashes \
+		--no-annotate --no-emit-index-url --no-header -o requirements.lock > /dev/null
 
 clean:  ## Remove build products; keep runs
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -435,15 +436,27 @@ def test_what_is_imported_is_declared():
     assert missing == set()
 
 
+CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+
+
 def test_every_declared_package_is_pinned():
-    pinned = dict(
-        line.lower().replace("_", "-").split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    )
+    pinned = dict(line.lower().replace("_", "-").split("==") for line in CONSTRAINTS)
     for line in PROJECT["dependencies"]:
         wanted = Requirement(line)
         assert pinned[wanted.name.lower().replace("_", "-")] in wanted.specifier, line
+
+
+def test_the_lock_has_the_pinned_versions_and_hashes_of_their_files():
+    text = (ROOT / "requirements.lock").read_text()
+    hashes = r"(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    blocks = re.findall(rf"^([\w.-]+)==(\S+) \\\n{hashes}", text, re.M)
+    assert len(blocks) == text.count("=="), "every package has hashes"
+    assert "://" not in text, "no address: pip takes its own index"
+    locked = {name: version for name, version in blocks}
+    pinned = dict(line.lower().replace("_", "-").split("==") for line in CONSTRAINTS)
+    assert {name: pinned.get(name, version) for name, version in locked.items()} == locked
+    for line in PROJECT["dependencies"]:
+        assert Requirement(line).name.lower() in locked
 
 
 def test_versions_with_known_holes_are_excluded():
