@@ -1,6 +1,7 @@
 """What a mistake is answered: the field's other names, the nearest name that fits, the line to try, typing slips."""
 
 import re
+import shlex
 
 import pytest
 from test_cli_commands import run
@@ -113,6 +114,7 @@ def test_a_large_group_gets_the_three_nearest_and_a_small_one_all(capsys):
         ("optimizer.lr = 0.1 seed=1", "'optimizer.lr = 0.1' has blanks around =", "optimizer.lr=0.1 seed=1"),
         ("eval optimizer.lr= 0.1", "has blanks around =", "eval optimizer.lr=0.1"),
         ("optimizer.lr =0.1", "has blanks around =", "optimizer.lr=0.1"),
+        ("'optimizer.lr = 0.1' seed=1", "has blanks around =", "optimizer.lr=0.1 seed=1"),
         ("–m norm=bn,gn", "'–m' begins with a long dash", "-m norm=bn,gn"),
         ("norm=gn —cfg job", "'—cfg' begins with a long dash", "norm=gn --cfg job"),
         ("name=“mine”", "typographic quote; shells know ' and \" only", "name=mine"),
@@ -133,7 +135,7 @@ def test_a_large_group_gets_the_three_nearest_and_a_small_one_all(capsys):
     ],
 )  # fmt: skip
 def test_mistakes_are_answered_in_one_line_with_the_line_to_try(line, says, tried, capsys):
-    code, out, err = run(capsys, *line.split())
+    code, out, err = run(capsys, *(shlex.split(line) if line.startswith("'") else line.split()))
     lines = err.splitlines()
     assert (code, out) == (2, "") and says in lines[0], err
     tries = [note.removeprefix("  try: cnn-train ") for note in lines[1:] if note.startswith("  try:")]

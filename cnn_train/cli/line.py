@@ -156,9 +156,9 @@ def refuse_blanks(arguments: Sequence[str], verbs: Collection[str]) -> None:
             start = index - 1
         elif re.fullmatch(r"[+~]?[\w.@/:]+=", word) and value_after:
             end = index + 2
-        else:
+        elif not re.match(r"[+~]?[\w.@/:]+( +=|= )", word):  # in quotes
             continue
-        joined = "".join(arguments[start:end])
+        joined = re.sub(" *= *", "=", "".join(arguments[start:end]), count=1)
         error = ConfigError(f"{' '.join(arguments[start:end])!r} has blanks around =; a setting is one word: {joined}")
         error.add_note(f"try: {shlex.join(['cnn-train', *arguments[:start], joined, *arguments[end:]])}")
         raise error

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -163,10 +164,11 @@ def show_results(experiment: Experiment, metrics: dict[str, float], split: str =
     name, values = next(iter(loop.measured.per_class.items()))
     display.results(split, shown, dict(zip(loop.data.class_names, values, strict=True)), name)
     print(f"run folder   {folder}")
-    print(f"again        cnn-train eval run={folder}")
-    print(f"longer       cnn-train resume {folder} trainer.max_epochs={2 * loop.recipe.max_epochs}")
+    place = quote(str(folder))
+    print(f"again        cnn-train eval run={place}")
+    print(f"longer       cnn-train resume {place} trainer.max_epochs={2 * loop.recipe.max_epochs}")
     if any(isinstance(logger, TensorBoardLogger) for logger in loop.loggers):
-        print(f"curves       tensorboard --logdir {folder}")
+        print(f"curves       tensorboard --logdir {place}")
 
 
 def check_smoke(experiment: Experiment, metrics: dict[str, float]) -> None:

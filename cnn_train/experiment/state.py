@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import lightning as L
@@ -34,7 +35,7 @@ def restore(state: dict[str, Any] | None, experiment: Experiment, changed_data: 
     if epoch >= loop.recipe.max_epochs and results.is_file():
         raise ConfigError(
             f"{folder} has done all its {epoch} epochs; for more: "
-            f"cnn-train resume {folder} trainer.max_epochs={2 * epoch}"
+            f"cnn-train resume {quote(str(folder))} trainer.max_epochs={2 * epoch}"
         )
     if experiment.machine.rank == 0:
         results.unlink(missing_ok=True)
@@ -43,7 +44,7 @@ def restore(state: dict[str, Any] | None, experiment: Experiment, changed_data: 
     if changes and not changed_data:
         raise DataError(
             f"the data of {folder} is not what it was: {'; '.join(changes)}; restore it, or accept it as it is now: "
-            f"cnn-train resume {folder} changed_data=accept"
+            f"cnn-train resume {quote(str(folder))} changed_data=accept"
         )
     loop.resume_state = state
     loop.best.restore(state["best"])

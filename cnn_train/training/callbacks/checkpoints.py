@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,7 @@ class Stopped(Interrupted):
     """Training was asked to stop by a signal and has saved its state."""
 
     def __init__(self, number: int, path: Path, step: int):
-        message = f"stopped at step {step}, saved {path}\n  continue: cnn-train resume {path.parent}"
+        message = f"stopped at step {step}, saved {path}\n  continue: cnn-train resume {quote(str(path.parent))}"
         if number == getattr(signal, "SIGUSR1", None):
             message += requeue()
         super().__init__(number, message)
