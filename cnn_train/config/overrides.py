@@ -40,16 +40,18 @@ OTHER_VALUES = {
         "32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "fp64": "64-true",
     },
 }  # fmt: skip
+RANGE = re.compile(r"[^\"'\[]*\{\d+\.\.\d+\}[^\"'\]]*")  # names of files with numbers {000..099}
+LISTS = ("data.urls", "data.val_urls", "data.test_urls")  # what may be given several times
 TAKES = {"weights": "a checkpoint file"}  # said better than by the type
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """Parse Hydra's override grammar; a value that is an existing path with `=` or `,` in its name needs no quotes."""
+    """Parse Hydra's override grammar; an existing path with `=` or `,` in its name, or {000..099}, needs no quotes."""
     parser = OverridesParser.create()
     parsed = []
-    for line in overrides:
+    for line in _joined(overrides):
         key, sign, value = line.partition("=")
-        if re.search(r"[=,\[\]{}()]", value) and os.path.exists(value):
+        if re.search(r"[=,\[\]{}()]", value) and (os.path.exists(value) or RANGE.fullmatch(value)):
             quoted = value.replace("\\", "\\\\").replace("'", "\\'")
             line = f"{key}='{quoted}'"
         try:
@@ -68,6 +70,17 @@ def parse(overrides: Iterable[str]) -> list[Override]:
             raise refused
         parsed.append(override)
     return parsed
+
+
+def _joined(overrides: Iterable[str]) -> list[str]:
+    """The words, with `data.urls=a data.urls=b` as a list: shells write data.urls={a,b} out like that."""
+    words = list(overrides)
+    for key in LISTS:
+        own = [word for word in words if word.startswith(f"{key}=")]
+        if len(own) > 1:
+            values = ",".join(f'"{word.partition("=")[2]}"' for word in own)
+            words = [word for word in words if word not in own] + [f"{key}=[{values}]"]
+    return words
 
 
 def apply(config: DictConfig, settings: Sequence[Override], parsed: Sequence[Override]) -> None:

@@ -40,6 +40,7 @@ CALLBACKS = frozenset(
 
 # Settings by which a builder fetches weights or data, or opens a file of weights of its own.
 FETCHES = re.compile(r"download|pretrained\w*|checkpoint_path|hf_\w+|\w*(url|uri|endpoint)s?")
+LOCAL_ONLY = "cnn_train.data.webdataset.webdataset"  # whose urls are files of this machine
 WEIGHTS = re.compile(r"weights|weights_\w+")  # of a network: torchvision's words, such as DEFAULT
 REMOTE = re.compile(r"\s*(hf[-_]hub|local-dir|https?|ftp|file|s3|gs|ssh)\s*:", re.IGNORECASE)
 # Settings by which a callback or logger writes elsewhere than in the run's folder.
@@ -163,7 +164,9 @@ def _faults(path: str, node: dict[Any, Any]) -> Iterator[tuple[str, str]]:
     for key, value in node.items():
         name = f"{path}.{key}"
         texts = [inner for inner in (value if isinstance(value, list) else [value]) if isinstance(inner, str)]
-        fetches = FETCHES.fullmatch(str(key)) or (group == "model" and WEIGHTS.fullmatch(str(key)))
+        fetches = (FETCHES.fullmatch(str(key)) and node.get("_target_") != LOCAL_ONLY) or (
+            group == "model" and WEIGHTS.fullmatch(str(key))
+        )
         if any(map(REMOTE.match, texts)) or (fetches and value not in (None, False, "")):
             yield name, f"{name}={value!r}: a saved config may not fetch anything"
         place = ELSEWHERE.fullmatch(str(key)) and group in ("callbacks", "logger") and any(texts)

@@ -79,6 +79,26 @@ def read_values(path: str | Path, max_pixels: int = MAX_PIXELS, stored: bool = F
         return file.decode()
 
 
+def decode_bytes(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray:
+    """The values (H, W, C) of an image held in memory, upright; alpha is left out. Its formats are Pillow's alone."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            _limit(name, *image.size, max_pixels)
+            if image.format == "PNG" and image.tile and str(image.tile[0].args) in _DEEP:
+                raise DataError(f"cannot read {name}: a PNG of 16 bits with several channels; keep it as a file")
+            return _decoded(image, False, False)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        reason = ADVICE["empty"] if not content else " ".join(str(error).split()) or type(error).__name__
+        reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" and content else reason
+        raise DataError(f"cannot read {name}: {reason}") from error
+
+
 @contextmanager
 def opened(path: str | Path, max_pixels: int, stored: bool = False, clear: bool = False) -> Iterator[OpenFile]:
     """Open a file that is small enough; errors inside the block name it."""

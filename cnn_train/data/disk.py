@@ -128,6 +128,10 @@ class OnDisk:
     def paths(self) -> list[str]:
         return [path for path, _ in self.samples]
 
+    def files(self) -> list[str]:
+        """The files that the images are read from."""
+        return self.paths()
+
     def in_memory(self) -> InMemory:
         """The split decoded at once, unaltered."""
         if self.how == "own" and not self.one_size:
@@ -149,9 +153,8 @@ class OnDisk:
                 values.tolist() for values in histogram_statistics(sum(loaded, torch.zeros(1, 1, dtype=torch.int64)))
             ]
 
-        files = [path for path, _ in self.samples]
-        settings = f"{self.size} {self.how} {self.reader}"
-        mean, std = remember(self.cache_dir, "statistics", files, settings, compute)
+        settings = f"{self.size} {self.how} {self.reader} {len(self)}"
+        mean, std = remember(self.cache_dir, "statistics", self.files(), settings, compute)
         return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
     def class_counts(self, num_classes: int) -> Tensor:

@@ -39,8 +39,12 @@ class Reader:
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
     def __call__(self, path: str | Path) -> Tensor:
-        values = self._choose(read_values(path, self.max_pixels), path)
+        values = self._choose(self.values(path), path)
         return torch.from_numpy(np.array(self._to_8_bits(values, path).transpose(2, 0, 1), order="C"))
+
+    def values(self, path: Any) -> NDArray:
+        """The values (H, W, C) of a file."""
+        return read_values(path, self.max_pixels)
 
     def _choose(self, values: NDArray, path: str | Path) -> NDArray:
         have = values.shape[2]
