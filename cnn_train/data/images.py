@@ -39,7 +39,11 @@ class Reader:
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
     def __call__(self, path: str | Path) -> Tensor:
-        values = self._choose(self.values(path), path)
+        return self.image(self.values(path), path)
+
+    def image(self, values: NDArray, path: str | Path) -> Tensor:
+        """An image (C, H, W) uint8 of the values (H, W, C) of a file."""
+        values = self._choose(values, path)
         return torch.from_numpy(np.array(self._to_8_bits(values, path).transpose(2, 0, 1), order="C"))
 
     def values(self, path: Any) -> NDArray:
