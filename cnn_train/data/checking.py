@@ -36,17 +36,21 @@ def look_over(
         except DataError as error:
             return error
 
-    silent = len(items) < SHOWN_FROM or not sys.stderr.isatty()
-    shown: Iterable[Item] = track(items, what, console=Console(stderr=True), disable=silent, transient=True)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting: deque[tuple[Item, Future[Result | DataError]]] = deque()
-        for item in shown:
+        for item in shown(items, what, len(items)):
             waiting.append((item, pool.submit(safe, item)))
             if len(waiting) > 4 * max(workers, 1):
                 first, made = waiting.popleft()
                 yield first, made.result()
         for first, made in waiting:
             yield first, made.result()
+
+
+def shown(items: Sequence[Item], what: str, files: int) -> Iterable[Item]:
+    """The items, with a progress bar on a terminal where it is about many files."""
+    silent = files < SHOWN_FROM or not sys.stderr.isatty()
+    return track(items, what, console=Console(stderr=True), disable=silent, transient=True)
 
 
 def settle(faults: Mapping[str, str], total: int, on_error: OnError, cache_dir: str | None) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cnn_train.data.cache import remember
 from cnn_train.data.checking import look_over
 from cnn_train.data.decode import kind_of, opened
-from cnn_train.data.duplicates import NEAR, content_hash, near_pairs, thumbnail
+from cnn_train.data.duplicates import NEAR, content_hash, distance_as_copies, near_pairs, thumbnail
 from cnn_train.data.listing import Listing
 from cnn_train.data.survey import PURPOSE, Look, Survey, extremes_of, settings
 from cnn_train.errors import DataError
@@ -30,6 +30,7 @@ class Examination:
     paths: list[str]
     hashes: list[bytes]
     thumbnails: NDArray[np.float16]  # (N, 256)
+    kinds: NDArray[np.int32]  # (N, 3): height, width, and whether it is a JPEG
     misnamed: dict[tuple[str, str], list[str]]  # files by suffix and true format, where these differ
 
 
@@ -47,6 +48,7 @@ def examine(paths: Sequence[str], max_pixels: int, workers: int, cache_dir: str 
     readable: list[str] = []
     hashes: list[bytes] = []
     thumbnails = np.zeros((len(paths), 256), np.float16)
+    kinds = np.zeros((len(paths), 3), np.int32)
     misnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def look(path: str) -> tuple[Look, str, bytes, NDArray[np.float16]]:
@@ -61,26 +63,33 @@ def examine(paths: Sequence[str], max_pixels: int, workers: int, cache_dir: str 
         header, kind, digest, small = looked
         found.add(path, header)
         thumbnails[len(readable)] = small
+        kinds[len(readable)] = header[0].height, header[0].width, kind == "JPEG"
         readable.append(path)
         hashes.append(digest)
         suffix = Path(path).suffix.lower()
         if kind and OF_SUFFIX.get(suffix, kind) != kind:
             misnamed[suffix, kind].append(path)
     remember(cache_dir, PURPOSE, paths, settings(max_pixels, True), found.plain)
-    return Examination(found, readable, hashes, thumbnails[: len(readable)], dict(misnamed))
+    return Examination(found, readable, hashes, thumbnails[: len(readable)], kinds[: len(readable)], dict(misnamed))
 
 
-def duplicates(found: Examination, limit: float = NEAR) -> Duplicates:
+def duplicates(found: Examination, max_pixels: int, workers: int, limit: float = NEAR) -> Duplicates:
     """Images that are there more than once."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, digest in enumerate(found.hashes):
         groups[digest].append(index)
     first = [members[0] for members in groups.values()]
     same = [[found.paths[i] for i in members] for members in groups.values() if len(members) > 1]
-    near = [
-        (found.paths[first[i]], found.paths[first[j]], distance)
-        for i, j, distance in near_pairs(found.thumbnails[first], limit)
-    ]
+    near, perhaps = [], []
+    for i, j, distance in near_pairs(found.thumbnails[first], limit, found.kinds[first]):
+        pair = found.paths[first[i]], found.paths[first[j]]
+        if distance <= limit:
+            near.append((*pair, distance))
+        else:
+            perhaps.append(pair)
+    for pair, measured in look_over(lambda pair: distance_as_copies(*pair, max_pixels), perhaps, workers, "copies"):
+        if not isinstance(measured, DataError) and measured <= limit:
+            near.append((*pair, measured))
     return Duplicates(same, near)
 
 

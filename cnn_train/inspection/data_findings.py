@@ -99,7 +99,7 @@ def check_files(report: Report, listing: Listing, settings: Mapping[str, Any], w
     else:
         masks = looked_at_masks(listing, most, workers, report.bad if report.bad else {}, cache_dir)
         describe_masks(report, listing, masks)
-    describe_duplicates(report, listing, duplicates(found, limit))
+    describe_duplicates(report, listing, duplicates(found, most, workers, limit))
 
 
 def describe_files(report: Report, found: Examination) -> None:
