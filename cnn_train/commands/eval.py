@@ -12,26 +12,42 @@ from cnn_train.runs.find import Run, find
 @dataclass(frozen=True, kw_only=True)
 class Options(OfRun):
     split: Literal["train", "val", "test"] | None = option("the images; without it test, with -m val", default=None)
+    others: tuple[str, ...] = option("further runs, for one table of all", default=(), word=True, of="run", value="RUN")
+    calibrate: bool = option("fit the temperature of a classifier's probabilities on val", default=False)
+    tta: Literal["flip", "multiscale"] | None = option("average over views of each image", default=None)
+    robustness: bool = option("also measure images with noise, blur, other light and contrast, JPEG", default=False)
     multirun: bool = flag("--multirun")
     examples = (
         ("cnn-train eval last", "test metrics of the newest run"),
         ("cnn-train eval last split=val inference=sliding postprocess=crf", "of a segmentation, by other rules"),
+        ("cnn-train eval last calibrate=true tta=flip robustness=true", "all that can be asked of a classifier"),
     )
 
 
 def run(options: Options) -> int:
-    run = find(options.run, options.output_dir)
+    runs = [find(name, options.output_dir) for name in (options.run, *options.others)]
     from cnn_train.config.load import load, recorded_choices
 
     if options.multirun:
-        return search(run, options)
-    config = load(run.folder, options.settings, **options.reading)  # told before torch is imported
-    if shown(config, options, recorded_choices(config)):
-        return 0
-    checkpoint = run.checkpoint
-    from cnn_train.experiment.evaluate import evaluate
+        if options.others:
+            raise ConfigError("eval -m searches the post-processing of one run; name one")
+        return search(runs[0], options)
+    settings = list(options.settings)
+    given = next((word for word in settings if word.startswith("inference=")), None)
+    if options.tta is not None and given is not None:
+        raise ConfigError(f"tta={options.tta} chooses inference, and so does {given}; give one of the two")
+    for run in runs:
+        config = load(run.folder, settings, **options.reading)  # told before torch is imported
+        if shown(config, options, recorded_choices(config)):
+            return 0
+    checkpoints = [run.checkpoint for run in runs]
+    from cnn_train.experiment.evaluate import evaluate, show_together
 
-    evaluate(checkpoint, options.settings, options.split or "test", **options.reading)
+    how = {"calibrate": options.calibrate, "tta": options.tta, "robustness": options.robustness, **options.reading}
+    split = options.split or "test"
+    found = [evaluate(checkpoint, settings, split, **how) for checkpoint in checkpoints]
+    if len(runs) > 1:
+        show_together([str(run.folder) for run in runs], found)
     return 0
 
 

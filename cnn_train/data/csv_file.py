@@ -72,7 +72,8 @@ def list_table(
     samples = [(str(folder / row.path), _target(row, number, targets)) for row in rows]
     chosen, notes = _splits(table, rows, number, {"val": val_fraction, "test": test_fraction}, folds, fold)
     splits = {split: [samples[i] for i in part] for split, part in chosen.items()}
-    return Listing(table.stem, folder, targets, splits, class_names, notes)
+    groups = {path: row.group for (path, _), row in zip(samples, rows, strict=True) if row.group}
+    return Listing(table.stem, folder, targets, splits, class_names, notes, groups=groups)
 
 
 def _target(row: Row, number: Mapping[str, int], targets: str) -> int | list[float]:

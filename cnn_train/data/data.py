@@ -113,7 +113,8 @@ class DataSet:
     Targets equal to `ignore_index` count nowhere; `min_visible` is as in `TargetSpec`. `resize` says how images were
     brought to size (`cnn_train.data.images.bring_to_size`), `reading` how a file becomes an image, as plain data.
     With `one_by_one` the images of evaluation differ in size, so that a batch holds one. `notes` are remarks for the
-    header of a run, `root` is the folder of its files, `skipped` are files that are left out, with the reason.
+    header of a run, `root` is the folder of its files, `skipped` are files that are left out, with the reason. `groups`
+    are those of files that belong together, such as photographs of one patient.
     """
 
     name: str
@@ -130,6 +131,7 @@ class DataSet:
     notes: Sequence[str] = ()
     root: Path | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 class Data:
@@ -162,6 +164,7 @@ class Data:
         self.batch_size, self.seed, self.normalize = batch_size, seed, normalize
         self.eval_batch_size = 1 if data_set.one_by_one else eval_batch_size
         self._reading, self._root, self.skipped = dict(data_set.reading), data_set.root, dict(data_set.skipped)
+        self.groups = dict(data_set.groups)
         if normalize not in ("standardize", "minmax", "none"):
             raise DataError(f"data.normalize must be standardize, minmax or none, got {normalize!r}")
         for split in ("train", "val", "test"):

@@ -15,6 +15,7 @@ class Listing:
 
     A target is a class number, numbers for multi-labels, or a mask's path that `masks` reads. `notes` are remarks for
     the header of a run. `faults` are files that cannot be used, as images without a mask, with the reason.
+    `groups` are those of files that belong together.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Listing:
     notes: list[str]
     masks: MaskReader | None = None
     faults: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
 
     def images(self) -> list[str]:
         """Every image once, sorted."""

@@ -128,6 +128,8 @@ def evaluation_parts(cfg: DictConfig, data: Data) -> dict[str, Any]:
         return {"inference": inference, "postprocess": postprocess}
     if detects and inference.sees_whole_images:
         return {"postprocess": postprocess}
+    if data.targets == "labels" and inference.window is None and postprocess is None:
+        return {"inference": inference}
     for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
         if other:
             default = {"inference": "whole", "postprocess": "none"}[group]

@@ -1,28 +1,26 @@
 """Evaluate a run again: its best weights on a split of its data, perhaps by other inference and post-processing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from cnn_train import atomic
 from cnn_train.config.build import build
 from cnn_train.config.load import load
-from cnn_train.data.data import Batch
 from cnn_train.errors import ConfigError
+from cnn_train.experiment import calibration
 from cnn_train.experiment.build import Experiment, prepare
 from cnn_train.experiment.hardware import Machine
-from cnn_train.experiment.results import describe_results, show_results, write_csv
+from cnn_train.experiment.judgement import Judgement, Keeper, judge, write_page
+from cnn_train.experiment.judgement import robustness as corrupted_images
+from cnn_train.experiment.results import class_column, describe_results, write_csv
 from cnn_train.experiment.trainer import quiet_libraries
 from cnn_train.runs import checkpoint
 from cnn_train.runs.find import find as find_run
-from cnn_train.tasks.intervals import intervals
 from cnn_train.training.batches import EvalBatches
 from cnn_train.training.callbacks import display
-from cnn_train.training.samples import names_of
 
 
 def evaluate(
@@ -30,79 +28,83 @@ def evaluate(
     overrides: Sequence[str] = (),
     split: str = "test",
     *,
+    calibrate: bool = False,
+    tta: Literal["flip", "multiscale"] | None = None,
+    robustness: bool = False,
     config_dir: str | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
 
-    They are also written, with a table of the classes and pictures, to eval/<split>[-<inference>][-<postprocess>] in
-    the run folder.
+    They are also written, with a table of the classes, pictures and a page, to eval/<split>[-<inference>]
+    [-<postprocess>] in the run folder. `calibrate` fits a temperature to the validation scores of a classifier, by
+    which probabilities are then made here, in `load`, in predictions and in exports. `tta` sees each image in several
+    views. `robustness` also measures corrupted images.
     """
     folder, file = find(run, split)
-    cfg = load(folder, overrides, config_dir=config_dir, trust=trust)
+    state = checkpoint.load(file)
+    cfg = load(folder, [*overrides, *views(tta, state)], config_dir=config_dir, trust=trust)
     with quiet_libraries():
-        experiment = trained(cfg, folder, file)
-        kept = keep_scores(experiment)
-        metrics = measure(experiment, split)
+        experiment = trained(cfg, folder, file, state)
+        keeper = Keeper(experiment)
+        temperature = fit_temperature(experiment, keeper, state) if calibrate else 1.0
+        found = Judgement(measure(experiment, split))
         if experiment.machine.rank == 0:
             how = [name for name in (cfg.choices.inference, cfg.choices.postprocess) if name not in ("whole", "none")]
             results = folder / "eval" / "-".join([split, *how])
             worst = {split: "worst"} if split in experiment.loop.worst else {}
-            describe_results(cfg, experiment.loop, results, results, split, worst)
-            atomic.write_json(results / "metrics.json", metrics)
-            show_results(experiment, metrics, split)
-            tell_intervals(experiment, split, results)
-            write_probabilities(experiment, split, kept, results / "probabilities.csv")
-    return metrics
+            made = describe_results(cfg, experiment.loop, results, results, split, worst)
+            judge(found, experiment, split, keeper.take(), temperature, results)
+            display.results(split, found.metrics, *class_column(experiment), found.intervals)
+        if robustness:
+            title = f"{split}/{experiment.loop.task.shown_metrics[0]} of corrupted images"
+            found.tables[title] = corrupted_images(experiment, split)
+        if experiment.machine.rank == 0:
+            if robustness:
+                display.rows(title, found.tables[title])
+                write_csv(results / "robustness.csv", found.tables[title])
+            atomic.write_json(results / "metrics.json", found.metrics)
+            page = write_page(found, experiment, split, results, made)
+            print(f"results      {results}\npage         {page}")
+    return found.metrics
 
 
-def tell_intervals(experiment: Experiment, split: str, results: Path) -> None:
-    """Print and write the 95 % intervals of a classifier's metrics: what another sample of images might have given."""
+def show_together(names: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
+    """Print the metrics of several runs as one table, a column each."""
+    lines: list[list[object]] = [["metric", *range(1, len(names) + 1)]]
+    for metric in dict.fromkeys(name for metrics in found for name in metrics):
+        lines.append([metric, *(display.number(m[metric]) if metric in m else "" for m in found)])
+    display.rows("all runs", lines)
+    for number, name in enumerate(names, 1):
+        print(f"{number:<11}  {name}")
+
+
+def views(tta: str | None, state: Mapping[str, Any]) -> list[str]:
+    """The choice of `inference` that stands for a test-time augmentation."""
+    if tta is None:
+        return []
+    by_task = {
+        "flip": "flip",
+        "multiscale": "zoom" if state["preprocessing"]["task"] == "classification" else "multiscale",
+    }
+    return [f"inference={by_task[tta]}"]
+
+
+def fit_temperature(experiment: Experiment, keeper: Keeper, state: Mapping[str, Any]) -> float:
+    """Fit the temperature of a classifier's probabilities on the validation split; it is kept in the run folder."""
     loop = experiment.loop
-    if loop.data.targets != "labels" or loop.measured is None:
-        return
-    found = {f"{split}/{name}": pair for name, pair in intervals(loop.measured.confusion).items()}
-    atomic.write_json(results / "intervals.json", {name: list(pair) for name, pair in found.items()})
-    told = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in found.items())
-    print(f"95 %         {told}")
-
-
-# Of each batch: indices into the split, labels, and probabilities.
-Kept = list[tuple[Tensor, Tensor, Tensor]]
-
-
-def keep_scores(experiment: Experiment) -> Kept:
-    """Let a classifier's task also keep what it counts, in the list given back."""
-    kept: Kept = []
-    task = experiment.loop.task
-    count = task.update
-
-    def update(scores: Tensor, batch: Batch) -> Tensor:
-        kept.append((batch.indices.cpu(), batch.targets.cpu(), scores.float().softmax(1).cpu()))
-        return count(scores, batch)
-
-    if experiment.loop.data.targets == "labels" and experiment.machine.num_processes == 1:
-        task.update = update  # type: ignore[method-assign]
-    return kept
-
-
-def write_probabilities(experiment: Experiment, split: str, kept: Kept, path: Path) -> None:
-    """Write each image's label, predicted class and probabilities; of more than 20 classes only those of these two."""
-    if not kept:
-        return
-    data = experiment.loop.data
-    names = data.class_names
-    all_of_them = len(names) <= 20
-    indices, labels, probabilities = (torch.cat(part).tolist() for part in zip(*kept, strict=True))
-    split = "train" if experiment.loop.recipe.overfit_batches else split
-    rows: list[list[object]] = [
-        ["sample", "label", "prediction", "confidence", "of_label", *(names if all_of_them else [])]
-    ]
-    for sample, label, values in zip(names_of(data, split, indices), labels, probabilities, strict=True):
-        best = max(range(len(values)), key=values.__getitem__)
-        numbers = [values[best], values[label], *(values if all_of_them else [])]
-        rows.append([sample, names[label], names[best], *(f"{number:.6f}" for number in numbers)])
-    write_csv(path, rows)
+    if loop.data.targets != "labels" or experiment.machine.num_processes > 1:
+        raise ConfigError(
+            "calibrate=true fits the probabilities of a classifier, of one label an image, in one process"
+        )
+    measure(experiment, "val")
+    kept = keeper.take()
+    assert kept is not None
+    found = calibration.write(experiment.folder, kept, state["progress"]["step"], experiment.cfg.choices.inference)
+    print(
+        f"temperature  {found:.4f}, from {len(kept.labels):,} validation images, {experiment.folder / calibration.FILE}"
+    )
+    return found
 
 
 def search(
@@ -146,11 +148,13 @@ def find(run: str | Path, split: str) -> tuple[Path, Path]:
     return found.folder, found.checkpoint
 
 
-def trained(cfg: DictConfig, folder: Path, file: Path, **options: Any) -> Experiment:
-    """The run's experiment with a checkpoint's weights; `options` are the task's."""
+def trained(
+    cfg: DictConfig, folder: Path, file: Path, state: dict[str, Any] | None = None, **options: Any
+) -> Experiment:
+    """The run's experiment with the weights of a checkpoint, or of its `state`; `options` are the task's."""
     OmegaConf.update(cfg, "weights", None)
     cfg.logger = None
-    state = checkpoint.load(file)
+    state = checkpoint.load(file) if state is None else state
     experiment = prepare(cfg, Machine.of(cfg.trainer), folder, saved=state, **options)
     check_same_classes(experiment.loop.data.class_names, state.get("class_names"), cfg.choices.data)
     experiment.loop.load_for_evaluation(state)

@@ -68,6 +68,7 @@ class Deployed(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
         self.labels = model.task == "segmentation"
         self.thresholds = model.thresholds if model.several_labels else None
+        self.temperature = model.temperature
         self.register_buffer("scale", model.scale.clone())
         self.register_buffer("shift", model.shift.clone())
         if half:
@@ -80,7 +81,7 @@ class Deployed(nn.Module):
         scores = self.network((images.float() * self.scale + self.shift).to(self.dtype)).float()
         if self.labels:
             return scores.argmax(1)
-        return scores.softmax(1) if self.thresholds is None else scores.sigmoid()
+        return (scores / self.temperature).softmax(1) if self.thresholds is None else scores.sigmoid()
 
     def decided(self, answers: Tensor) -> Tensor:
         """The classes (N) or (N, H, W) that answers stand for; of several labels an image, which it shows: (N, K)."""

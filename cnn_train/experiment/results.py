@@ -117,7 +117,7 @@ def describe_results(
     made = {
         f"{split}/confusion": confusion_picture(loop.measured.confusion, loop.task.confusion_names, title),
         f"{split}/samples": sample_panel(loop, split, count),
-        **{f"{of}/{name}": sample_panel(loop, of, count, worst=True) for of, name in worst.items()},
+        **{f"{of}/{name}": sample_panel(loop, of, count, loop.worst[of]) for of, name in worst.items()},
     }
     for name, picture in made.items():
         save_picture(picture, pictures / f"{name.partition('/')[2]}.png")
@@ -156,13 +156,18 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join(" | ".join(line) for line in lines) + "\n"
 
 
+def class_column(experiment: Experiment) -> tuple[dict[str, float], str]:
+    """The first column of the table of classes, by class, and its name."""
+    assert experiment.loop.measured is not None
+    name, values = next(iter(experiment.loop.measured.per_class.items()))
+    return dict(zip(experiment.loop.data.class_names, values, strict=True)), name
+
+
 def show_results(experiment: Experiment, metrics: dict[str, float], split: str = "test") -> None:
     """Print the metrics of a split, the first column of the table of classes, and the commands that follow."""
     loop, folder = experiment.loop, experiment.folder
-    assert loop.measured is not None
     shown = {name: value for name, value in metrics.items() if name.startswith(f"{split}/")}
-    name, values = next(iter(loop.measured.per_class.items()))
-    display.results(split, shown, dict(zip(loop.data.class_names, values, strict=True)), name)
+    display.results(split, shown, *class_column(experiment))
     print(f"run folder   {folder}")
     place = quote(str(folder))
     print(f"again        cnn-train eval run={place}")

@@ -18,6 +18,7 @@ from cnn_train.config.load import load as load_config
 from cnn_train.data.data import scale_and_shift
 from cnn_train.data.images import Reader, bring_to_size, scaled_size
 from cnn_train.errors import ConfigError, EnvError
+from cnn_train.experiment import calibration
 from cnn_train.experiment.hardware import accelerator
 from cnn_train.experiment.network import build_network
 from cnn_train.runs import checkpoint, weights_file
@@ -113,6 +114,11 @@ class Trained(nn.Module):
         return torch.tensor(given, dtype=torch.float64)
 
     @property
+    def temperature(self) -> float:
+        """What scores are divided by before the softmax: 1, or what `cnn-train eval calibrate=true` has found."""
+        return self.preprocessing.get("temperature") or 1.0
+
+    @property
     def device(self) -> torch.device:
         return self.scale.device
 
@@ -142,8 +148,8 @@ class Trained(nn.Module):
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities (N, K) on the CPU, of images (N, C, H, W) uint8 at the network's size."""
-        scores = self(self.normalized(images)).float()
-        return (scores.sigmoid() if self.several_labels else scores.softmax(1)).cpu()
+        scores = self.inference.classify(self, self.normalized(images)).float()
+        return (scores.sigmoid() if self.several_labels else (scores / self.temperature).softmax(1)).cpu()
 
     def shown(self, probabilities: Tensor) -> tuple[str, ...]:
         """The classes that an image with these probabilities (K) is said to show."""
@@ -212,6 +218,7 @@ def load(
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
     weights = checkpoint.evaluated_weights(state)
     how = {**state["preprocessing"], "thresholds": (state.get("chosen") or {}).get("thresholds")}
+    how["temperature"] = calibration.read(found.folder, state, cfg.choices.inference)
     model = assemble(cfg, state["class_names"], how, weights, file)
     kind = accelerator(cfg.trainer.accelerator) if device is None else device
     return model.to({"gpu": "cuda"}.get(str(kind), kind))
@@ -229,7 +236,11 @@ def assemble(
     network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
     if how["task"] != "segmentation":
-        for group, other in (("inference", not inference.sees_whole_images), ("postprocess", postprocess is not None)):
+        several = how["task"] == "multilabel" and not inference.sees_whole_images
+        for group, other in (
+            ("inference", inference.window is not None or several),
+            ("postprocess", postprocess is not None),
+        ):
             if other:
                 raise ConfigError(
                     f"{group}={OmegaConf.select(cfg, f'choices.{group}')} is for segmentation, but {file} is of a "

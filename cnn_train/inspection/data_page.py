@@ -1,26 +1,15 @@
 """What a check of a data set found: one screen for the terminal, one HTML file without scripts or requests."""
 
-import base64
-import io
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from cnn_train import atomic
 from cnn_train.inspection.data_findings import Finding, Report, Table
+from cnn_train.inspection.html import document, image
+from cnn_train.inspection.html import table as table_of
 
 LINES = 12  # rows of a table, or details of a finding, on the terminal
 LISTED = 200  # on the page
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } .wrong { color: #b00020; font-weight: 600 } .remark { color: #8a5a00 }
-ul { margin: .2rem 0 1rem; overflow-wrap: anywhere } img { max-width: 100%; image-rendering: pixelated }
-"""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def screen(report: Report, page: Path) -> str:
@@ -64,14 +53,9 @@ def html(report: Report) -> str:
         parts += [f"<h2>{title}: {len(found)}</h2>", *map(_finding, found)]
     for split, picture in report.sheets.items():
         how = "as the network gets them, augmented" if split == "train" else "as the network gets them"
-        parts.append(f"<h2>{escape(split)}, {how}</h2>{_image(picture, f'images of {split}')}")
-    parts += [f"<h2>{escape(table.title)}</h2>{_table(table)}" for table in report.tables]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<meta name="viewport" content="width=device-width"><title>check {escape(report.name)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+        parts.append(f"<h2>{escape(split)}, {how}</h2>{image(picture, f'images of {split}')}")
+    parts += [f"<h2>{escape(table.title)}</h2>{table_of(table.head, table.rows)}" for table in report.tables]
+    return document(f"check {report.name}", "".join(parts))
 
 
 def _finding(finding: Finding) -> str:
@@ -80,18 +64,3 @@ def _finding(finding: Finding) -> str:
     shown += f"<li>... and {more} more</li>" if more > 0 else ""
     text = f'<p class="{finding.level}">{escape(finding.topic)}: {escape(finding.text)}</p>'
     return text + (f"<ul>{shown}</ul>" if shown else "")
-
-
-def _table(table: Table) -> str:
-    def row(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    rows = row(table.head, "th") + "".join(row(cells, "td") for cells in table.rows)
-    return f'<div class="scroll"><table>{rows}</table></div>'
-
-
-def _image(picture: object, words: str) -> str:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG")  # type: ignore[arg-type]
-    data = base64.b64encode(content.getvalue()).decode()
-    return f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-BINS = 15
+from cnn_train.tasks.pictures import Picture
+from cnn_train.tasks.probabilities import BINS
 
 
 class Calibration(Metric):
@@ -47,3 +49,27 @@ class Calibration(Metric):
             "ece": float((self.confidence - self.correct).abs().sum() / total),
             "brier": float(self.squares / total),
         }
+
+
+def reliability_picture(confidence: Tensor, correct: Tensor, title: str) -> Picture:
+    """How often answers (N) are correct, by the confidence (N) that they were given with: bars, and their number."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    count = torch.bincount(place, minlength=BINS)
+    share = torch.bincount(place, weights=correct.double(), minlength=BINS) / count
+    middles = ((torch.arange(BINS) + 0.5) / BINS).tolist()
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(4.5, 5.5), layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        above.bar(middles, share.nan_to_num().tolist(), 1 / BINS, edgecolor="white", label="correct")
+        above.plot([0, 1], [0, 1], color="black", lw=1, ls="--", label="as confident as correct")
+        above.set(title=title, ylabel="share that is correct", xlim=(0, 1), ylim=(0, 1))
+        above.legend(loc="upper left", frameon=False)
+        below.bar(middles, count.tolist(), 1 / BINS, edgecolor="white", color="gray")
+        below.set(xlabel="confidence of the answer", ylabel="images")
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -6,6 +6,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from cnn_train.data.data import Batch, Data
 from cnn_train.tasks.calibration import Calibration
+from cnn_train.tasks.inference import Inference
 from cnn_train.tasks.intervals import OF_CONFUSION, f1, precision, recall
 from cnn_train.tasks.pictures import Picture, classification_panel
 from cnn_train.tasks.task import Measured, Task
@@ -17,13 +18,16 @@ class Classification(Task):
     metric_names = ("loss", "acc", "top5", "mean_class_acc", "f1", "kappa", "ece", "brier")
     shown_metrics = ("acc", "loss")
 
-    def __init__(self, loss: nn.Module, data: Data, aux_weight: float = 0.0):
+    def __init__(self, loss: nn.Module, data: Data, aux_weight: float = 0.0, *, inference: Inference | None = None):
         super().__init__(loss, data, aux_weight)
         classes = data.num_classes
+        self.inference = inference or Inference()
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
         self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False)
-
         self.calibration = Calibration()
+
+    def infer(self, network: nn.Module, images: Tensor) -> Tensor:
+        return self.inference.classify(network, images)
 
     def count(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         labels = targets.argmax(1) if targets.ndim == 2 else targets

@@ -83,6 +83,16 @@ class Inference:
         count = len(self.scales) * (1 + self.flip)
         return (total / count).clamp(min=torch.finfo(total.dtype).tiny).log()
 
+    @torch.no_grad()
+    def classify(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Scores (N, K) of images (N, C, H, W): every view has their size, cut or continued around the middle."""
+        if self.sees_whole_images:
+            return network(images)
+        views = [view.flip(-1) if flip else view for view in (zoomed(images, scale) for scale in self.scales)
+                 for flip in ((False, True) if self.flip else (False,))]  # fmt: skip
+        mean = torch.stack([network(view).float().softmax(1) for view in views]).mean(0)
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
     def _through_windows(self, network: nn.Module, images: Tensor) -> Tensor:
         """Probabilities (N, K, H, W)."""
         height, width = images.shape[-2:]
@@ -102,6 +112,19 @@ class Inference:
             weights[place] += weight
         assert total is not None
         return total.div_(weights)
+
+
+def zoomed(images: Tensor, scale: float) -> Tensor:
+    """Images (N, C, H, W) enlarged about their middle and cut to their size; made smaller, the border is repeated."""
+    if scale == 1:
+        return images
+    height, width = images.shape[-2:]
+    new = max(round(height * scale), 1), max(round(width * scale), 1)
+    scaled = F.interpolate(images, new, mode="bilinear", antialias=scale < 1)
+    top, left = max(new[0] - height, 0) // 2, max(new[1] - width, 0) // 2
+    scaled = scaled[..., top : top + height, left : left + width]
+    down, across = height - scaled.size(2), width - scaled.size(3)
+    return F.pad(scaled, (across // 2, across - across // 2, down // 2, down - down // 2), mode="replicate")
 
 
 def _padded(network: nn.Module, images: Tensor) -> Tensor:

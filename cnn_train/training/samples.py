@@ -19,10 +19,10 @@ def names_of(data: Data, split: str, samples: Sequence[int]) -> list[Any]:
 
 
 @torch.no_grad()
-def sample_panel(loop: Loop, split: str, count: int, worst: bool = False) -> Picture:
-    """Predictions for the first images of a split, or for the worst of its last evaluation."""
+def sample_panel(loop: Loop, split: str, count: int, chosen: Sequence[int] | None = None) -> Picture:
+    """Predictions for the first images of a split, or for the first of those that are `chosen`."""
     data, network = loop.data, loop.network
-    chosen = loop.worst[split][:count] if worst else range(min(count, data.size(split)))
+    chosen = range(data.size(split))[:count] if chosen is None else chosen[:count]
     raw, targets = data.samples(split, chosen, device=loop.device)
     images = loop.to_network(data.to_input(raw))
     with in_mode(network, training=False), loop.ema.swap() if loop.ema is not None else nullcontext():

@@ -6,7 +6,7 @@ at least every 30 s.
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -129,17 +129,35 @@ class Display(Callback):
             self.bar = None
 
 
-def results(title: str, metrics: Mapping[str, float], per_class: Mapping[str, float], per_class_name: str) -> None:
-    """Print the table of final metrics to stdout."""
+def results(
+    title: str,
+    metrics: Mapping[str, float],
+    per_class: Mapping[str, float],
+    per_class_name: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> None:
+    """Print the table of final metrics to stdout, with 95 % intervals where they are given."""
     console = Console(highlight=False)
     table = Table("metric", Column("value", justify="right"), title=Text(plain(title)), title_justify="left")
+    if intervals:
+        table.add_column("95 %")
     for name, value in metrics.items():
-        table.add_row(Text(plain(name)), number(value))
+        pair = (intervals or {}).get(name)
+        between = [] if not intervals else ["" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"]
+        table.add_row(Text(plain(name)), number(value), *between)
     if 0 < len(per_class) <= 30:
         table.add_section()
         for name, value in per_class.items():
             table.add_row(Text(plain(f"{per_class_name} {name}")), number(value))  # names come from files
     console.print(table)
+
+
+def rows(title: str, lines: Sequence[Sequence[object]]) -> None:
+    """Print a table to stdout, its head first."""
+    table = Table(*(str(cell) for cell in lines[0]), title=Text(plain(title)), title_justify="left")
+    for line in lines[1:]:
+        table.add_row(*(Text(plain(str(cell))) for cell in line))
+    Console(highlight=False).print(table)
 
 
 def number(value: float) -> str:
