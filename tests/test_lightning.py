@@ -75,7 +75,7 @@ def test_those_that_work_work_together_with_several_loggers(tmp_path, capsys):
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0])
-    assert {"train/loss_step", "val/acc", "lr-AdamW/pg1", "throughput/images_per_second"} <= columns
+    assert {"train/loss_step", "val/acc", "lr-AdamW/pg1", "train/images_per_second"} <= columns
     rates = [(int(row["step"]), float(row["lr-AdamW/pg1"])) for row in rows if row["lr-AdamW/pg1"]]
     assert [step for step, _ in rates] == [1, 3, 5, 7]  # every second step, counted as steps are
     assert list((folder / "tensorboard").glob("events*"))

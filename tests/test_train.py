@@ -1,6 +1,7 @@
 """Training as a user runs it, on the real digits."""
 
 import csv
+import io
 import json
 import math
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DivergedError, EnvError
@@ -74,20 +76,30 @@ def test_run_folder_explains_itself(tmp_path, capsys):
 
 
 def test_tensorboard_holds_curves_pictures_and_final_metrics(tmp_path):
-    metrics = run(tmp_path / "a", "trainer.log_every=2")
+    metrics = run(tmp_path / "a", "trainer.log_every=2", "optimizer.weight_decay=0.02")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
 
     events = EventAccumulator(str(tmp_path / "a" / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {
-        "train/loss_step", "lr", "train/gradient_norm", "throughput/images_per_second",
-        "train/loss", "train/acc", "val/loss", "val/acc", "final/test/acc",
+        "train/loss_step", "train/lr", "train/gradient_norm", "train/images_per_second",
+        "train/loss", "train/acc", "val/loss", "val/acc", "with best weights/test/acc",
     }  # fmt: skip
-    assert [point.step for point in events.Scalars("lr")] == [2, 4, 6, 8]
-    assert events.Scalars("final/test/acc")[-1].value == pytest.approx(metrics["test/acc"])
+    assert [point.step for point in events.Scalars("train/lr")] == [2, 4, 6, 8]
+    assert events.Scalars("with best weights/test/acc")[-1].value == pytest.approx(metrics["test/acc"])
+    # Charts are sorted by name: the curves come before the single points of the end.
+    groups = list(dict.fromkeys(tag.partition("/")[0] for tag in sorted(scalars)))
+    assert groups == ["train", "val", "with best weights"]
+    assert all(len(events.Scalars(tag)) > 1 for tag in scalars if tag in ("train/loss", "val/loss", "train/epoch"))
+    panel = Image.open(io.BytesIO(events.Images("test/samples")[-1].encoded_image_string))
+    assert panel.width >= 8 * 64 and panel.height >= 64 + 12
     assert set(events.Tags()["images"]) == {"val/samples", "test/samples", "test/confusion"}
-    assert any("hparams" in tag for tag in events.summary_metadata)
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    table = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert table["optimizer.weight_decay"].number_value == pytest.approx(0.02) and table["norm"].string_value == "none"
+    assert {key for key in table if "=" in key or " " in table[key].string_value} == set()
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path):

@@ -13,9 +13,10 @@ from cnn_train import atomic
 from cnn_train.config.choices import Choices
 from cnn_train.errors import DivergedError
 from cnn_train.experiment.build import Experiment
+from cnn_train.experiment.hparams import hparams
 from cnn_train.experiment.network import name_of
 from cnn_train.layers.norm import synchronizes
-from cnn_train.runs import checkpoint, secrets
+from cnn_train.runs import checkpoint
 from cnn_train.tasks.class_weights import weights_in_words
 from cnn_train.tasks.pictures import Picture, confusion_picture, save_picture
 from cnn_train.text import csv_text, plain
@@ -84,17 +85,15 @@ def record_results(experiment: Experiment, metrics: dict[str, float]) -> None:
     pictures = describe_results(cfg, loop, folder, folder / "pictures", "test", worst)
     for name, picture in pictures.items():
         show_picture(loop, name, picture)
-    settings = {"seed": cfg.seed, **{k: v or "none" for k, v in cfg.choices.items()}, "model": name_of(cfg)}
-    settings |= dict(setting.partition("=")[::2] for setting in cfg.settings)  # ~KEY has no value
-    settings = secrets.masked(settings)
-    final = {f"final/{name}": value for name, value in metrics.items()}
+    settings = {**hparams(cfg), "model": name_of(cfg)}
     for logger in loop.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("test/per_class", markdown(class_table(loop)), loop.progress.step)
-            logger.log_hyperparams(settings, final)
+            # TensorBoard sorts charts by name: the curves of train and val come first.
+            logger.log_hyperparams(settings, {f"with best weights/{name}": value for name, value in metrics.items()})
         else:
             logger.log_hyperparams(settings)
-            logger.log_metrics(final, loop.progress.step)
+            logger.log_metrics({f"final/{name}": value for name, value in metrics.items()}, loop.progress.step)
         logger.finalize("success")
         if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
             finish()  # Weights & Biases would add the next training of this process to the same run.

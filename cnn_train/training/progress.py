@@ -100,7 +100,7 @@ class Curve:
             return {}
         self.losses += [loss for _, _, loss, _ in points]
         loss, norm = (sum(point[i] for point in points) / len(points) for i in (2, 3))
-        return {"train/loss_step": loss, "lr": points[-1][1], "train/gradient_norm": norm}
+        return {"train/loss_step": loss, "train/lr": points[-1][1], "train/gradient_norm": norm}
 
     def restore(self, points: list[list[Any]], device: torch.device) -> None:
         self.waiting = [

@@ -123,7 +123,7 @@ class Curves(Callback):
             return
         progress, now = loop.progress, time.monotonic()
         rate = (progress.images - self._images) / (now - self._since)
-        loop.record({**of_this_epoch(loop), "throughput/images_per_second": rate, "epoch": progress.epoch})
+        loop.record({**of_this_epoch(loop), "train/images_per_second": rate, "train/epoch": progress.epoch})
         if self.samples and loop.validated and loop.trainer.is_global_zero:
             show_picture(loop, "val/samples", sample_panel(loop, "val", self.samples))
         self._since, self._images = time.monotonic(), progress.images
