@@ -17,6 +17,7 @@ from cnn_train.config.compose import compose
 from cnn_train.data import corruptions
 from cnn_train.errors import ConfigError
 from cnn_train.experiment import calibration
+from cnn_train.experiment.evaluate import evaluate
 from cnn_train.experiment.train import train
 from cnn_train.tasks.inference import Inference, zoomed
 from cnn_train.tasks.probabilities import Kept, auroc, macro_auroc, resampled, temperature
@@ -157,3 +158,33 @@ def test_several_runs_in_one_table(folder, capsys):
     assert "all runs" in out and out.count(str(folder)) >= 2
     assert main(["eval", str(folder), "tta=flip", "inference=zoom"]) == 2
     assert main(["eval", str(folder), "inference=sliding"]) == 2
+
+
+def test_other_images_of_the_same_classes_all_count(tmp_path, capsys):
+    """A folder without splits, and a table: each image once, read as the run's own."""
+    random = np.random.default_rng(0)
+    for place, count in (("own", 30), ("other", 10)):
+        for label in ("dark", "light"):
+            (tmp_path / place / label).mkdir(parents=True)
+            for i in range(count):
+                level = 60 if label == "dark" else 190
+                pixels = (level + random.normal(0, 20, (16, 16))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / place / label / f"{i}.png")
+    quick = ["trainer.max_epochs=1", "trainer.progress=none", "logger=none", "trainer=cpu", "data.workers=0"]
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    own = f"data.root={tmp_path / 'own'}"
+    train(compose(["model=lenet5", "data=folder", own, *quick, cache, f"output_dir={tmp_path / 'runs'}"]))
+    folder = next((tmp_path / "runs").glob("*/*"))
+    whole = evaluate(folder, [f"data.root={tmp_path / 'other'}"])
+    rows = (folder / "eval" / "all-other" / "predictions.csv").read_text().splitlines()[1:]
+    assert len(rows) == 20 and len({row.split(",")[0] for row in rows}) == 20
+    right = load(folder).predict([row.split(",")[0] for row in rows])
+    hits = [found.label == row.split(",")[1] for found, row in zip(right, rows, strict=True)]
+    assert whole["all/acc"] == pytest.approx(sum(hits) / 20)
+    table = tmp_path / "list.csv"
+    table.write_text("path,label\n" + "".join(f"other/{k}/{i}.png,{k}\n" for k in ("dark", "light") for i in range(10)))
+    by_table = evaluate(folder, ["data=csv", f"data.file={table}", "data.workers=0", cache])
+    assert by_table["all/acc"] == whole["all/acc"] and by_table["all/loss"] == pytest.approx(whole["all/loss"])
+    (tmp_path / "other" / "light").rename(tmp_path / "other" / "bright")
+    assert main(["eval", str(folder), f"data.root={tmp_path / 'other'}"]) == 2
+    assert "lacks light and adds bright" in capsys.readouterr().err

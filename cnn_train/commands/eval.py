@@ -11,7 +11,9 @@ from cnn_train.runs.find import Run, find
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OfRun):
-    split: Literal["train", "val", "test"] | None = option("the images; without it test, with -m val", default=None)
+    split: Literal["train", "val", "test", "all"] | None = option(
+        "the images; without it test, of other data (data.root=) all, with -m val", default=None
+    )
     others: tuple[str, ...] = option("further runs, for one table of all", default=(), word=True, of="run", value="RUN")
     calibrate: bool = option("fit the temperature of a classifier's probabilities on val", default=False)
     tta: Literal["flip", "multiscale"] | None = option("average over views of each image", default=None)
@@ -19,8 +21,9 @@ class Options(OfRun):
     multirun: bool = flag("--multirun")
     examples = (
         ("cnn-train eval last", "test metrics of the newest run"),
-        ("cnn-train eval last split=val inference=sliding postprocess=crf", "of a segmentation, by other rules"),
-        ("cnn-train eval last calibrate=true tta=flip robustness=true", "all that can be asked of a classifier"),
+        ("cnn-train eval last split=val inference=sliding postprocess=crf", "by other rules"),
+        ("cnn-train eval last data.root=OTHER", "all images of another folder"),
+        ("cnn-train eval last calibrate=true tta=flip robustness=true", "and more"),
     )
 
 
@@ -37,15 +40,14 @@ def run(options: Options) -> int:
     if options.tta is not None and given is not None:
         raise ConfigError(f"tta={options.tta} chooses inference, and so does {given}; give one of the two")
     for run in runs:
-        config = load(run.folder, settings, **options.reading)  # told before torch is imported
+        config = load(run.folder, settings, other_data=True, **options.reading)  # reported before torch is imported
         if shown(config, options, recorded_choices(config)):
             return 0
     checkpoints = [run.checkpoint for run in runs]
     from cnn_train.experiment.evaluate import evaluate, show_together
 
     how = {"calibrate": options.calibrate, "tta": options.tta, "robustness": options.robustness, **options.reading}
-    split = options.split or "test"
-    found = [evaluate(checkpoint, settings, split, **how) for checkpoint in checkpoints]
+    found = [evaluate(checkpoint, settings, options.split, **how) for checkpoint in checkpoints]
     if len(runs) > 1:
         show_together([str(run.folder) for run in runs], found)
     return 0

@@ -28,13 +28,15 @@ def load(
     config_dir: str | Path | None = None,
     trust: Sequence[str] = (),
     may: Sequence[str] = (),
+    other_data: bool = False,
 ) -> DictConfig:
     """Read the frozen config of a run (its folder or config.yaml) and change single settings of it.
 
     The file may come from anywhere: it is checked like a command line, and `check_targets` lets in what conf/ names
     and what lies in the user's own packages `trust`. Only `overrides`, which the user typed, and the keys `may` can
     download. What `${oc.env:NAME}` gives is fixed here, so that what was checked is what is built. `config_dir` holds
-    choices of the user's own; without it the one that the run was composed with is used. Raises ConfigError.
+    choices of the user's own; without it the one that the run was composed with is used. With `other_data` the
+    overrides may also choose `data=` anew. Raises ConfigError.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,13 +46,14 @@ def load(
     if config_dir is not None:
         OmegaConf.update(config, "config_dir", str(Choices.find(config_dir).dirs[1]), force_add=True)
     parsed = parse(overrides)
+    free = (*AFTER_TRAINING, *(("data",) if other_data else ()))
     for override in parsed:
-        if override.key_or_group in GROUPS and override.key_or_group not in ("sweep", *AFTER_TRAINING):
+        if override.key_or_group in GROUPS and override.key_or_group not in ("sweep", *free):
             raise ConfigError(f"{line_of(override)}: a run keeps its {override.key_or_group}; start a new run instead")
-    _choose_after_training(config, [override for override in parsed if override.key_or_group in AFTER_TRAINING], parsed)
-    apply(config, [override for override in parsed if override.key_or_group not in AFTER_TRAINING], parsed)
+    _choose_after_training(config, [override for override in parsed if override.key_or_group in free], parsed)
+    apply(config, [override for override in parsed if override.key_or_group not in free], parsed)
     # A chosen group is checked, unless its folder was named now: else that may be the config's own word.
-    unchecked = AFTER_TRAINING if config_dir is not None else ()
+    unchecked = free if config_dir is not None else ()
     keys = [override.key_or_group for override in parsed]
     typed = [*may, *(key for key in keys if key not in GROUPS or key in unchecked)]
     _fix(config, typed)

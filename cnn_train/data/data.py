@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cnn_train.data.augment import Augment, check_support
 from cnn_train.data.boxes import UNUSED
+from cnn_train.data.joined import Joined
 from cnn_train.data.sampling import balanced_order, uniform_order
 from cnn_train.data.splits import skipped_table, split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
@@ -223,6 +224,12 @@ class Data:
     def size(self, split: str) -> int:
         """Number of samples."""
         return len(self.splits[split])
+
+    def join(self) -> None:
+        """Add the split `all`: every image once."""
+        train, val, test = (self.splits[split] for split in ("train", "val", "test"))
+        same = test is val or (test.paths() and test.paths() == val.paths())
+        self.splits["all"] = Joined([train, val] if same else [train, val, test])
 
     def train_steps(self, world_size: int = 1) -> int:
         """Batches of an epoch, the same for every process.

@@ -26,7 +26,7 @@ from cnn_train.training.callbacks import display
 def evaluate(
     run: str | Path,
     overrides: Sequence[str] = (),
-    split: str = "test",
+    split: str | None = None,
     *,
     calibrate: bool = False,
     tta: Literal["flip", "multiscale"] | None = None,
@@ -34,16 +34,23 @@ def evaluate(
     config_dir: str | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Metrics of a run (see `cnn_train.runs.find`) on `split`, by the run's own config.
+    """Metrics of a run (see `cnn_train.runs.find`) on `split` (train, val, test, all; None: test), by its own config.
+
+    `overrides` may name other data with the same classes (`data.root=`, `data.file=`, `data=`); without a `split` all
+    its images count then.
 
     They are also written, with a table of the classes, pictures and a page, to eval/<split>[-<inference>]
     [-<postprocess>] in the run folder. `calibrate` fits a temperature to the validation scores of a classifier, by
     which probabilities are then made here, in `load`, in predictions and in exports. `tta` sees each image in several
     views. `robustness` also measures corrupted images.
     """
+    elsewhere = is_elsewhere(overrides)
+    split = split or ("all" if elsewhere else "test")
     folder, file = find(run, split)
     state = checkpoint.load(file)
-    cfg = load(folder, [*overrides, *views(tta, state)], config_dir=config_dir, trust=trust)
+    cfg = load(folder, [*overrides, *views(tta, state)], config_dir=config_dir, trust=trust, other_data=True)
+    if elsewhere:
+        read_alike(cfg, overrides, state)
     with quiet_libraries():
         experiment = trained(cfg, folder, file, state)
         keeper = Keeper(experiment)
@@ -51,7 +58,7 @@ def evaluate(
         found = Judgement(measure(experiment, split))
         if experiment.machine.rank == 0:
             how = [name for name in (cfg.choices.inference, cfg.choices.postprocess) if name not in ("whole", "none")]
-            results = folder / "eval" / "-".join([split, *how])
+            results = folder / "eval" / "-".join([split, *([experiment.loop.data.name] if elsewhere else []), *how])
             worst = {split: "worst"} if split in experiment.loop.worst else {}
             made = describe_results(cfg, experiment.loop, results, results, split, worst)
             judge(found, experiment, split, keeper.take(), temperature, results)
@@ -67,6 +74,19 @@ def evaluate(
             page = write_page(found, experiment, split, results, made)
             print(f"results      {results}\npage         {page}")
     return found.metrics
+
+
+def is_elsewhere(overrides: Sequence[str]) -> bool:
+    """Whether settings name other data than the run's own."""
+    return any(word.startswith(("data=", "data.root=", "data.file=")) for word in overrides)
+
+
+def read_alike(cfg: DictConfig, overrides: Sequence[str], state: Mapping[str, Any]) -> None:
+    """Let other data be read as the run's own was, where the overrides do not say how."""
+    typed = {word.partition("=")[0] for word in overrides}
+    for key in ("channels", "range", "resize"):
+        if key in cfg.data and state["preprocessing"].get(key) is not None and f"data.{key}" not in typed:
+            cfg.data[key] = state["preprocessing"][key]
 
 
 def show_together(names: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
@@ -142,8 +162,8 @@ def search(
 
 def find(run: str | Path, split: str) -> tuple[Path, Path]:
     """The run's folder, and the checkpoint to evaluate. Raises ConfigError."""
-    if split not in ("train", "val", "test"):
-        raise ConfigError(f"split must be train, val or test, got {split!r}")
+    if split not in ("train", "val", "test", "all"):
+        raise ConfigError(f"split must be train, val, test or all, got {split!r}")
     found = find_run(run)
     return found.folder, found.checkpoint
 
@@ -178,13 +198,14 @@ def check_same_classes(here: Sequence[str], trained: Sequence[str] | None, data:
 def measure(experiment: Experiment, split: str) -> dict[str, float]:
     """The metrics of a split."""
     trainer, loop = experiment.trainer, experiment.loop
-    if split == "train":  # unaltered, as the others
+    if split in ("train", "all"):  # unaltered, as the others
+        loop.data.join()
         where = {"device": loop.device, "rank": experiment.machine.rank, "world_size": trainer.world_size}
-        batches = EvalBatches(loop.data, "train", loop.recipe.limit_batches, **where)
+        batches = EvalBatches(loop.data, split, loop.recipe.limit_batches, **where)
         trainer.validate(loop, dataloaders=batches, verbose=False)
-        loop.metrics |= {f"train/{name[4:]}": value for name, value in loop.metrics.items() if name.startswith("val/")}
+        loop.metrics |= {f"{split}/{name[4:]}": value for name, value in loop.metrics.items() if name[:4] == "val/"}
         if "val" in loop.worst:
-            loop.worst["train"] = loop.worst.pop("val")
+            loop.worst[split] = loop.worst.pop("val")
     else:
         (trainer.test if split == "test" else trainer.validate)(loop, verbose=False)
     return {name: value for name, value in loop.metrics.items() if name.startswith(f"{split}/")}
