@@ -242,14 +242,17 @@ def test_a_browser_shows_the_page(tmp_path, capsys):
     probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
       images: [...document.images].map((image) => image.naturalWidth),
       requests: performance.getEntriesByType("resource").filter((e) => !e.name.startsWith("data:")).length,
+      wide: document.documentElement.scrollWidth,
+      small: Math.min(...[...document.images].map((i) => i.width / i.naturalWidth)),
       bold: document.querySelectorAll("b, i").length, headings: document.querySelectorAll("h2").length}) })</script>"""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     (tmp_path / "probe.html").write_text(text.replace("<style>", probe + "<style>", 1))
     seen = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--dump-dom", (tmp_path / "probe.html").as_uri()],
+         "--window-size=390,900", "--dump-dom", (tmp_path / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     found = json.loads(re.search(r"<title>(\{.*?\})</title>", seen.stdout)[1])
     assert len(found["images"]) == 3 and min(found["images"]) > 300
+    assert found["wide"] <= 500 and found["small"] > 0.8  # a headless window has 500 pixels or a phone's 390
     assert found["requests"] == 0 and found["bold"] == 0 and found["headings"] >= 7

@@ -170,7 +170,8 @@ def show_results(experiment: Experiment, metrics: dict[str, float], split: str =
     print(f"run folder   {folder}")
     place = quote(str(folder))
     print(f"again        cnn-train eval run={place}")
-    print(f"longer       cnn-train resume {place} trainer.max_epochs={2 * loop.recipe.max_epochs}")
+    if not experiment.cfg.trainer.fast_dev_run:  # which stops after a batch and keeps no state to resume from
+        print(f"longer       cnn-train resume {place} trainer.max_epochs={2 * loop.recipe.max_epochs}")
     if any(isinstance(logger, TensorBoardLogger) for logger in loop.loggers):
         print(f"curves       tensorboard --logdir {place}")
 

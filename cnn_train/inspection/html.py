@@ -11,7 +11,7 @@ from PIL import Image
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: anywhere }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: normal }
 .scroll { overflow-x: auto } .wrong { color: #b00020; font-weight: 600 } .remark { color: #8a5a00 }
 ul { margin: .2rem 0 1rem; overflow-wrap: anywhere } img { max-width: 100%; image-rendering: pixelated }
 code { overflow-wrap: anywhere }
