@@ -341,3 +341,11 @@ def test_names_from_files_are_text_on_the_terminal(capsys):
     assert "accuracy [red]x" in shown and "accuracy [/b]" in shown and "accuracy ab" in shown and "\x1b" not in shown
     display.header({"data": "\x1b]0;title\x07photos [bold]"})
     assert "photos [bold]" in capsys.readouterr().err
+
+
+def test_advice_to_resume_is_left_out_where_it_would_fail(tmp_path, capsys):
+    run(tmp_path / "whole")
+    assert "longer       cnn-train resume" in capsys.readouterr().out
+    run(tmp_path / "once", "trainer.fast_dev_run=true")
+    shown = capsys.readouterr().out
+    assert "again        cnn-train eval" in shown and "cnn-train resume" not in shown
