@@ -12,8 +12,11 @@ import torch
 from children import end
 from kills import begin, difference, whole
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
+from cnn_train import load
+from cnn_train.__main__ import main
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.data.data import Batch, Data, DataSet, InMemory
@@ -333,3 +336,43 @@ def test_what_does_not_fit_is_told_in_one_line(words, told):
         network, data = build_network_and_data(cfg)
         monitored(cfg, build_task(cfg, data, network))
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["fcos", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolov2", "yolov3", "ssd", "retinanet"))],
+)
+def small(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param)
+    words = [f"model={request.param}", "data.num_train=16", "data.num_val=8", "data.num_test=8", "image_size=64"]
+    words += ["trainer.max_epochs=1", "trainer.progress=none", "logger=none", "trainer=cpu", "callbacks.samples=0"]
+    train(compose([*words, f"output_dir={place}", f"data.cache_dir={place}"]))
+    return next(place.glob("*/*"))
+
+
+def test_a_loaded_detector_answers_in_the_images_own_pixels_as_predict_and_as_its_exports(small, tmp_path):
+    photo = tmp_path / "photo.png"
+    pixels = torch.randint(256, (3, 48, 80), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(photo)
+    model = load(small)
+    model.preprocessing["thresholds"] = [0.06] * 10
+    found = model.predict(photo)
+    assert found.boxes.shape == (len(found.labels), 4) and len(found.scores) == len(found.labels)
+    assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([80, 48, 80, 48])).all()
+    out = tmp_path / "predictions"
+    assert main(["predict", str(small), str(photo), "score=0.06", f"output={out}"]) == 0
+    rows = [row for row in csv.DictReader((out / "detections.csv").read_text().splitlines()) if row["class"]]
+    assert [row["class"] for row in rows] == list(found.labels)
+    assert [float(row["x1"]) for row in rows] == pytest.approx(found.boxes[:, 0].tolist(), abs=1e-6)
+    pytest.importorskip("onnxruntime")
+    photo = torch.randint(256, (3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    found = model.predict(photo)
+    for form, suffix in (("onnx", ".onnx"), ("safetensors", ".safetensors")):
+        file = tmp_path / f"file{suffix}"
+        assert main(["export", str(small), f"format={form}", f"output={file}"]) == 0
+        other = load(file)
+        other.preprocessing["thresholds"] = [0.06] * 10
+        again = other.predict(photo)
+        assert again.labels == found.labels
+        torch.testing.assert_close(again.boxes, found.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(again.scores, found.scores, atol=1e-4, rtol=0)

@@ -57,24 +57,20 @@ class Finder:
     @classmethod
     def of(cls, cfg: DictConfig, state: Mapping[str, Any], network: nn.Module, score: float | None = None) -> "Finder":
         """By a run's config and checkpoint: each class at its threshold of best F1 in validation, or all at `score`."""
-        classes = len(state["class_names"])
-        table = state.get("per_class", {}).get("val", {})
-        thresholds = table.get("threshold", [0.3] * classes) if score is None else [score] * classes
+        thresholds = thresholds_of(state) if score is None else [score] * len(state["class_names"])
         return cls(network, state["preprocessing"], build(cfg.postprocess), thresholds, state["class_names"])
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Detections (n, 6), the best first, in the pixels of an image (C, H, W) uint8; on the CPU."""
         how, own = self.preprocessing, (image.size(1), image.size(2))
-        device = next(self.network.parameters()).device
+        device = next(iter(self.network.parameters()), torch.empty(0)).device
         height, width = how["image_size"]
         move = bring_to_size(own, (height, width), how["resize"])
         scale, shift = scale_and_shift(how["mean"], how["std"])
         images = (move.images(image) * scale + shift)[None].to(device)
         size = images.size(-2), images.size(-1)
-        network: Any = self.network
-        outputs = wide(network(images))
-        boxes, scores = network.decode(outputs, network.priors(size, device))
+        boxes, scores = boxes_and_scores(self.network, images)
         found = self.postprocess(boxes, scores, size)[0].cpu()
         found = found[found[:, 4] >= 0]
         found = found[found[:, 5] >= torch.tensor(self.thresholds)[found[:, 4].long()]]
@@ -83,6 +79,23 @@ class Finder:
         corners = clip(corners, own)
         found = torch.cat([corners, found[:, 4:]], 1)
         return found[(corners[:, 2:] > corners[:, :2]).all(1)]
+
+
+def thresholds_of(state: Mapping[str, Any]) -> list[float]:
+    """Each class's score of best F1 in the validation of a checkpoint; 0.3 where there is none."""
+    table = state.get("per_class", {}).get("val", {})
+    return list(table.get("threshold") or [0.3] * len(state["class_names"]))
+
+
+def boxes_and_scores(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners (N, P, 4) in pixels and probabilities (N, P, K) of all priors, of normalized images (N, C, H, W).
+
+    An exported file gives them as one tensor, side by side.
+    """
+    outputs = network(images)
+    if isinstance(outputs, Tensor):
+        return outputs[..., :4], outputs[..., 4:]
+    return network.decode(wide(outputs), network.priors((images.size(-2), images.size(-1)), images.device))
 
 
 def finder_of(

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,9 @@ from cnn_train import __version__
 from cnn_train.config.build import build
 from cnn_train.config.load import load as load_config
 from cnn_train.errors import ConfigError, DataError, EnvError, UserError
+from cnn_train.experiment.detect import boxes_and_scores
 from cnn_train.experiment.trained import Trained, load
+from cnn_train.postprocess.nms import NMS
 from cnn_train.runs.find import find
 from cnn_train.tasks.pictures import palette
 
@@ -28,6 +30,7 @@ METADATA = "cnn_train.json"  # the file of metadata inside of .pt2 and TorchScri
 OPSET = 18
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # of probabilities, or of scores as a share of the largest one
 CHANGED = 1e-3  # labels that may differ
+SEEN = 0.3  # the score from which on a prior's class is compared
 
 
 class DiffersError(UserError):
@@ -54,7 +57,8 @@ class Check:
 class Deployed(nn.Module):
     """What the file computes: scores of normalized images or, with preprocessing inside, answers to uint8 images.
 
-    Inside, a classifier gives probabilities (N, K) and a segmenter labels (N, H, W).
+    Inside, a classifier gives probabilities (N, K) and a segmenter labels (N, H, W). A detector gives, for images of
+    its training size, the corners in pixels and the probabilities of all priors, (N, P, 4 + K), none suppressed.
     """
 
     network: nn.Module
@@ -66,7 +70,7 @@ class Deployed(nn.Module):
         self.network = model.network
         self.inside = inside
         self.dtype = torch.float16 if half else torch.float32
-        self.labels = model.task == "segmentation"
+        self.labels, self.boxes = model.task == "segmentation", model.task == "detection"
         self.thresholds = model.thresholds if model.several_labels else None
         self.temperature = model.temperature
         self.register_buffer("scale", model.scale.clone())
@@ -76,6 +80,9 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.boxes:
+            given = images.float() * self.scale + self.shift if self.inside else images
+            return torch.cat(boxes_and_scores(self.network, given.to(self.dtype)), -1)
         if not self.inside:
             return self.network(images.to(self.dtype)).float()
         scores = self.network((images.float() * self.scale + self.shift).to(self.dtype)).float()
@@ -84,7 +91,13 @@ class Deployed(nn.Module):
         return (scores / self.temperature).softmax(1) if self.thresholds is None else scores.sigmoid()
 
     def decided(self, answers: Tensor) -> Tensor:
-        """The classes (N) or (N, H, W) that answers stand for; of several labels an image, which it shows: (N, K)."""
+        """The classes (N) or (N, H, W) that answers stand for; of several labels an image, which it shows: (N, K).
+
+        Of a detector the class of each prior that finds something, else -1: (N, P).
+        """
+        if self.boxes:
+            best, label = answers[..., 4:].max(-1)
+            return torch.where(best >= SEEN, label, -1)
         if self.thresholds is not None:
             return (answers if self.inside else answers.sigmoid()) >= self.thresholds
         return answers.argmax(1) if answers.is_floating_point() else answers
@@ -153,17 +166,19 @@ def export(
 def describe(cfg: Any, model: Trained, folder: Path, preprocessing: str, precision: str) -> dict[str, Any]:
     """What the file says of itself, as plain data."""
     metrics = folder / "metrics.json"
+    output = {"segmentation": "labels", "detection": "boxes and probabilities"}.get(model.task, "probabilities")
+    how = {**model.preprocessing, "where": preprocessing}
+    if isinstance(model.postprocess, NMS):
+        how["postprocess"] = asdict(model.postprocess)
     return {
         "cnn_train": __version__,
         "torch": torch.__version__,
         "name": cfg.name,
         "task": model.task,
         "class_names": model.class_names,
-        "preprocessing": {**model.preprocessing, "where": preprocessing},
+        "preprocessing": how,
         "precision": precision,
-        "output": ("labels" if model.task == "segmentation" else "probabilities")
-        if preprocessing == "inside"
-        else "scores",
+        "output": output if preprocessing == "inside" or model.task == "detection" else "scores",
         "palette": palette(len(model.class_names)).tolist() if model.task == "segmentation" else None,
         "metrics": json.loads(metrics.read_text()) if metrics.is_file() else None,
         "config": OmegaConf.to_yaml(cfg),
@@ -191,7 +206,8 @@ def test_images(cfg: Any, model: Trained, count: int) -> tuple[Tensor, str]:
 def exported(module: Deployed, images: Tensor) -> tuple[Any, tuple[str, ...]]:
     """The program of `torch.export`, with every axis free that the network leaves free; the names of those."""
     try:
-        program = _with_free(module, images, (0, 2, 3))
+        # A detector's priors are those of one size.
+        program = _with_free(module, images, (0,) if module.boxes else (0, 2, 3))
     except Exception as error:
         raise ConfigError(
             f"torch.export cannot take {failing_layer(module, images)}: {' '.join(str(error).split())[:200]}; choose "
@@ -246,6 +262,7 @@ def write_onnx(module: Deployed, images: Tensor, path: Path, metadata: dict[str,
 
     program, free = exported(module, images)
     names = ["scores"] if not module.inside else ["labels" if module.labels else "probabilities"]
+    names = ["detections"] if module.boxes else names
     torch.onnx.export(
         program, (), path, input_names=["images"], output_names=names, opset_version=OPSET, external_data=False,
         verbose=False,

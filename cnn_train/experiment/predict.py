@@ -69,7 +69,13 @@ def predict(
     results = output or folder / "predictions"
     from cnn_train.experiment.detect import detect, finder_of
 
-    finder = None if exported else finder_of(run, overrides, score, config_dir=config_dir, trust=trust)
+    if exported:
+        from cnn_train.experiment.trained import load
+
+        model = load(run, overrides, config_dir=config_dir, trust=trust)
+        finder = model.finder(score) if model.task == "detection" else None
+    else:
+        finder = finder_of(run, overrides, score, config_dir=config_dir, trust=trust)
     allowed = FORMATS if finder is None else OF_BOXES
     if form not in allowed:
         raise ConfigError(f"format={form} is not for this run's task; choose {', '.join(allowed)}")

@@ -19,8 +19,10 @@ from cnn_train.data.data import scale_and_shift
 from cnn_train.data.images import Reader, bring_to_size, scaled_size
 from cnn_train.errors import ConfigError, EnvError
 from cnn_train.experiment import calibration
+from cnn_train.experiment.detect import Finder, thresholds_of
 from cnn_train.experiment.hardware import accelerator
 from cnn_train.experiment.network import build_network
+from cnn_train.postprocess.nms import NMS
 from cnn_train.runs import checkpoint, weights_file
 from cnn_train.runs.find import find
 from cnn_train.tasks.inference import Inference, labels_of
@@ -57,6 +59,16 @@ class Segmented:
         """The share of the image that each class has."""
         counts = torch.bincount(self.labels.flatten(), minlength=len(self.class_names))
         return dict(zip(self.class_names, (counts / self.labels.numel()).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The objects of one image, the best first: corners (n, 4) in the image's own pixels, classes (n), scores (n)."""
+
+    boxes: Tensor
+    labels: tuple[str, ...]
+    scores: Tensor
+    class_names: Sequence[str]
 
 
 class Trained(nn.Module):
@@ -172,10 +184,24 @@ class Trained(nn.Module):
         scores = F.interpolate(scores, own, mode="bilinear") if scaled != own else scores
         return labels_of(scores, images, self.postprocess)[0].cpu()
 
+    def finder(self, score: float | None = None) -> Finder:
+        """What finds objects: of each class from its own threshold on, or of all from `score` on."""
+        classes = len(self.class_names)
+        own = self.preprocessing.get("thresholds") or [0.3] * classes
+        least = own if score is None else [score] * classes
+        return Finder(self.network, self.preprocessing, self.postprocess, least, self.class_names)
+
+    def detect(self, image: Tensor) -> Detected:
+        """The objects of one image (C, H, W) uint8 at its own size."""
+        rows = self.finder()(image)
+        labels = tuple(self.class_names[int(number)] for number in rows[:, 4])
+        return Detected(rows[:, :4], labels, rows[:, 5], self.class_names)
+
     def predict(self, images: Any, batch_size: int = 32) -> Any:
         """Predict one image or several: paths, PIL images, arrays (H, W[, C]) or tensors ([N,] C, H, W).
 
-        Arrays and tensors are uint8, or float in [0, 1]. One image gives a `Classified` or `Segmented`, several a list.
+        Arrays and tensors are uint8, or float in [0, 1]. One image gives a `Classified`, `Segmented` or `Detected`,
+        several a list.
         """
         several = not isinstance(images, str | Path | np.ndarray | Tensor) and isinstance(images, Iterable)
         several = several or (isinstance(images, Tensor) and images.ndim == 4)
@@ -183,6 +209,8 @@ class Trained(nn.Module):
         found: list[Any] = []
         if self.task == "segmentation":
             found = [Segmented(self.segment(image), self.class_names) for image in every]
+        elif self.task == "detection":
+            found = [self.detect(image) for image in every]
         else:
             for first in range(0, len(every), batch_size):
                 batch = torch.stack([self.sized(image) for image in every[first : first + batch_size]])
@@ -218,6 +246,8 @@ def load(
         raise ConfigError(f"{file} does not say its classes and preprocessing; it is no checkpoint of cnn-train")
     weights = checkpoint.evaluated_weights(state)
     how = {**state["preprocessing"], "thresholds": (state.get("chosen") or {}).get("thresholds")}
+    if how["task"] == "detection":
+        how["thresholds"] = thresholds_of(state)
     how["temperature"] = calibration.read(found.folder, state, cfg.choices.inference)
     model = assemble(cfg, state["class_names"], how, weights, file)
     kind = accelerator(cfg.trainer.accelerator) if device is None else device
@@ -228,14 +258,12 @@ def assemble(
     cfg: DictConfig, names: Sequence[str], how: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path
 ) -> Trained:
     """The network of a config with these weights, which came from `file`. Raises ConfigError."""
-    if how["task"] not in ("classification", "multilabel", "segmentation"):
-        raise ConfigError(f"{file} is of a network for {how['task']}; load takes classification and segmentation")
     if len(how.get("thresholds") or names) != len(names):
         raise ConfigError(f"{file} has {len(how['thresholds'])} thresholds for {len(names)} classes; it is not whole")
     network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
     network.load_state_dict(weights)
     inference, postprocess = build(cfg.inference, train_size=tuple(how["image_size"])), build(cfg.postprocess)
-    if how["task"] != "segmentation":
+    if how["task"] in ("classification", "multilabel"):
         several = how["task"] == "multilabel" and not inference.sees_whole_images
         for group, other in (
             ("inference", inference.window is not None or several),
@@ -307,6 +335,12 @@ def from_onnx(path: Path, overrides: Sequence[str] = ()) -> Trained:
         raise ConfigError(f"{path} does not say its classes and preprocessing; cnn-train did not write it")
     names, how = json.loads(about["class_names"]), json.loads(about["preprocessing"])
     inside = how["where"] == "inside"
+    if how["task"] == "detection":
+        if inside:
+            raise ConfigError(f"{path} takes images of one size; export it with preprocessing=outside, or name its run")
+        if how["resize"] == "own":
+            how["resize"] = "pad"  # the file's priors are those of one size
+        return Trained(OnnxNetwork(session), names, how, postprocess=NMS(**how["postprocess"]))
     if inside and how["task"] == "segmentation":
         raise ConfigError(
             f"{path} gives labels of one image size; export it with preprocessing=outside, or name its run"
