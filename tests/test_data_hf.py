@@ -5,8 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from cnn_train.__main__ import main
+from cnn_train.config.build import build
+from cnn_train.config.compose import compose
+from cnn_train.config.load import load
 from cnn_train.data.hf import hf
 from cnn_train.errors import DataError, EnvError
 
@@ -116,3 +120,26 @@ def test_without_a_network_one_line_and_exit_code_3(tmp_path, monkeypatch, capsy
     lines = [line for line in shown.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and "cannot get data.name=cifar10" in lines[0] and "network" in lines[0]
     assert "Traceback" not in shown
+
+
+def test_a_saved_config_fetches_nothing(tmp_path, monkeypatch):
+    """Neither with the word that the command line had, nor without it: only typed anew."""
+    asked = []
+
+    def load_dataset(name, *given, download_config, **options):
+        asked.append(download_config.local_files_only)
+        raise OSError("cannot reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    cfg = compose(["data=hf", "data.name=somebody/photos", f"output_dir={tmp_path}"])
+    for line in ("download: true\n", ""):
+        (tmp_path / "config.yaml").write_text(
+            OmegaConf.to_yaml(cfg).replace("  download: true\n", line and "  " + line)
+        )
+        for typed, local in ([], True), (["data.download=true"], False):
+            if line or not typed:
+                with pytest.raises(DataError, match="cannot get"):
+                    build(load(tmp_path, typed).data)
+                assert asked.pop() is local
+    with pytest.raises(DataError, match=r"type data\.download=true"):
+        hf("somebody/photos", streaming=True)

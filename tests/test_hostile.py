@@ -760,3 +760,25 @@ def test_names_of_secrets():
     assert [name for name in named if not is_secret(name)] == []
     others = ["num_tokens", "tokenizer", "key", "monkey", "author", "pass_through", "secretary"]
     assert [name for name in others if is_secret(name)] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_data_worker_holds_no_lock(tmp_path):
+    """It outlives a killed run by seconds, in which the run is resumed."""
+    ready, go = os.pipe(), os.pipe()
+    trains = os.fork()
+    if not trains:
+        with run_folder.in_use(tmp_path):
+            if not os.fork():  # the data worker
+                os.read(go[0], 1)
+                os._exit(0)
+            os.write(ready[1], b"1")
+            time.sleep(60)
+    os.read(ready[0], 1)
+    assert not run_folder.is_free(tmp_path)
+    os.kill(trains, signal.SIGKILL)
+    os.waitpid(trains, 0)
+    assert run_folder.is_free(tmp_path), "although the worker lives"
+    os.write(go[1], b"1")
+    for descriptor in (*ready, *go):
+        os.close(descriptor)

@@ -73,6 +73,7 @@ def hf(
     image_size: int | Sequence[int] | None = None,
     *,
     revision: str | None = None,
+    download: bool = False,
     image: str | None = None,
     label: str | None = None,
     streaming: bool = False,
@@ -90,12 +91,12 @@ def hf(
     """A data set by its name on the Hub, or a local folder, with a column of images and one of labels.
 
     The columns are found by their kinds; where several fit, `image` and `label` name them. Splits have their usual
-    names; missing ones are cut from train, of each class alike. Without `streaming` the set is fetched once and kept in
-    the package's cache; with it nothing is kept: images come to size as they arrive and are held in memory. `samples`
+    names; missing ones are cut from train, of each class alike. Without `download` only what was fetched before is
+    read. With `streaming` nothing is kept on disk: images come to size as they arrive and are held in memory. `samples`
     takes the first of each split alone. Channels, range and size are decided by 1,000 images. Raises DataError, also
     where the Hub is not reached, and EnvError without the package datasets.
     """
-    tables = fetched(name, subset, revision, streaming)
+    tables = fetched(name, subset, revision, streaming, download)
     image, label, class_names = columns(name, tables, image, label)
     count = num_workers(workers)
     if streaming:
@@ -128,21 +129,30 @@ def hf(
     return Data(data_set, **batching)
 
 
-def fetched(name: str | None, subset: str | None, revision: str | None, streaming: bool) -> dict[str, Any]:
-    """The tables of a data set by split. Raises DataError and EnvError."""
+def fetched(
+    name: str | None, subset: str | None, revision: str | None, streaming: bool, download: bool
+) -> dict[str, Any]:
+    """The tables of a data set by split; without `download` only of what was fetched before, or of a local folder.
+
+    Raises DataError and EnvError.
+    """
     if name is None:
         raise DataError("data.name is not set; data.name=cifar10, as on the Hugging Face Hub, or a local folder")
     try:
         import datasets
     except ImportError as error:
         raise EnvError("data=hf needs the package datasets: pip install 'cnn-train[hf]'") from error
+    if streaming and not download and not Path(name).exists():
+        raise DataError(f"data.name={name} is streamed, which a saved config may not ask for: type data.download=true")
     datasets.disable_progress_bars()
+    kept = datasets.DownloadConfig(local_files_only=not download)
     try:
-        found = datasets.load_dataset(name, subset, revision=revision, streaming=streaming)
+        found = datasets.load_dataset(name, subset, revision=revision, streaming=streaming, download_config=kept)
     except Exception as error:  # of some ten kinds: no network, no such name, no such subset, no access, damaged files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         offline = isinstance(error, OSError) and "reach" in reason
         advice = "; without a network only what was fetched before is read" if offline else ""
+        advice = advice if download else "; data.download=true fetches it"
         raise DataError(f"cannot get data.name={name}: {reason}{advice}") from error
     tables: dict[str, Any] = {}
     for split, names in NAMES.items():

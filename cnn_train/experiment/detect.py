@@ -8,20 +8,14 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from cnn_train.atomic import write_text
 from cnn_train.boxes import clip
-from cnn_train.config.build import build, build_layers
-from cnn_train.config.load import load
 from cnn_train.data.data import scale_and_shift
 from cnn_train.data.images import Reader, bring_to_size, visible
-from cnn_train.experiment.hardware import accelerator
-from cnn_train.experiment.network import build_network
+from cnn_train.errors import DataError
 from cnn_train.postprocess.nms import NMS
-from cnn_train.runs import checkpoint
-from cnn_train.runs.find import find
 from cnn_train.tasks.box_losses import wide
 from cnn_train.tasks.pictures import draw_boxes, palette, save_picture, to_rgb
 from cnn_train.text import csv_text
@@ -53,12 +47,6 @@ class Finder:
     def read(self, path: Path) -> Tensor:
         """An image's file as (C, H, W) uint8."""
         return Reader.of(self.preprocessing)(path)
-
-    @classmethod
-    def of(cls, cfg: DictConfig, state: Mapping[str, Any], network: nn.Module, score: float | None = None) -> "Finder":
-        """By a run's config and checkpoint: each class at its threshold of best F1 in validation, or all at `score`."""
-        thresholds = thresholds_of(state) if score is None else [score] * len(state["class_names"])
-        return cls(network, state["preprocessing"], build(cfg.postprocess), thresholds, state["class_names"])
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -98,57 +86,58 @@ def boxes_and_scores(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return network.decode(wide(outputs), network.priors((images.size(-2), images.size(-1)), images.device))
 
 
-def finder_of(
-    run: str | Path,
-    overrides: Sequence[str] = (),
-    score: float | None = None,
-    *,
-    config_dir: str | None = None,
-    trust: Sequence[str] = (),
-) -> Finder | None:
-    """The finder of a run (see `cnn_train.runs.find`); None for a run of another task."""
-    found = find(run)
-    state = checkpoint.load(found.checkpoint)
-    how = state.get("preprocessing", {})
-    if how.get("task") != "detection":
-        return None
-    cfg = load(found.folder, overrides, config_dir=config_dir, trust=trust)
-    names = state["class_names"]
-    network = build_network(cfg, num_classes=len(names), in_channels=how["in_channels"], layers=build_layers(cfg))
-    network.load_state_dict(checkpoint.evaluated_weights(state))
-    kind = accelerator(cfg.trainer.accelerator)
-    return Finder.of(cfg, state, network.eval().to({"gpu": "cuda"}.get(kind, kind)), score)
-
-
 def detect(
-    finder: Finder, images: Iterable[tuple[Path, Tensor, Path]], results: Path, form: str = "csv"
+    finder: Finder, images: Iterable[tuple[Path, Path]], results: Path, form: str = "csv", strict: bool = False
 ) -> list[Found]:
-    """Find objects in images (C, H, W) uint8, and write detections.csv, overlays/ and, in another `form`, that too.
+    """Find objects in image files, and write detections.csv, overlays/ and, in another `form`, that too.
 
-    An image comes with its path, and with what it is called in the results.
+    An image comes with what it is called in the results. One that cannot be read gets a row with an error, and
+    DataError is raised after all others are done; with `strict` at once.
     """
     class_names = finder.class_names
     colours = [tuple(colour) for colour in palette(len(class_names) + 1)[1:].tolist()]
-    every = []
-    for path, image, name in images:
+    every: list[Found] = []
+    failed: dict[str, str] = {}
+    for path, name in images:
+        try:
+            image = finder.read(path)
+        except DataError as error:
+            if strict:
+                raise
+            failed[path.name] = str(error)
+            continue
         rows = finder(image)
         every.append(Found(path.name, (image.size(1), image.size(2)), rows))
         said = [(row, f"{class_names[int(row[4])]} {float(row[5]):.2f}", colours[int(row[4])]) for row in rows]
         picture = draw_boxes(to_rgb(visible(image)[None].float() / 255, side=1)[0], said)
         save_picture(picture, results / "overlays" / (name.as_posix() + ".png"))
-    write_csv(every, class_names, results)
+    write_csv(every, class_names, results, failed)
     if form != "csv":
         {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[form](every, class_names, results)
+    if failed:
+        more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
+        raise DataError(
+            f"{next(iter(failed.values()))}{more}; {len(every)} of {len(every) + len(failed)} images are predicted in "
+            f"{results}"
+        )
     return every
 
 
-def write_csv(every: Sequence[Found], class_names: Sequence[str], results: Path) -> None:
-    """detections.csv: a row for each detection, in pixels; an image without one has a row without a class."""
+def write_csv(
+    every: Sequence[Found], class_names: Sequence[str], results: Path, failed: Mapping[str, str] | None = None
+) -> None:
+    """detections.csv: a row for each detection, in pixels; an image without one has a row without a class.
+
+    With `failed` images there is a last column, their errors.
+    """
     table: list[list[object]] = [["image", "class", "score", "x1", "y1", "x2", "y2"]]
     for image, _, rows in every:
         table += [[image, class_names[int(row[4])], *map(number, (row[5], *row[:4]))] for row in rows]
         if not len(rows):
             table.append([image, "", "", "", "", "", ""])
+    if failed:
+        table = [[*row, "" if i else "error"] for i, row in enumerate(table)]
+        table += [[image, "", "", "", "", "", "", error] for image, error in failed.items()]
     save(results / "detections.csv", csv_text(table))
 
 

@@ -57,8 +57,8 @@ class Check:
 class Deployed(nn.Module):
     """What the file computes: scores of normalized images or, with preprocessing inside, answers to uint8 images.
 
-    Inside, a classifier gives probabilities (N, K) and a segmenter labels (N, H, W). A detector gives, for images of
-    its training size, the corners in pixels and the probabilities of all priors, (N, P, 4 + K), none suppressed.
+    Inside, a classifier gives probabilities (N, K) and a segmenter labels (N, H, W). A detector gives, at its training
+    size, corners in pixels and probabilities of all priors: (N, P, 4 + K).
     """
 
     network: nn.Module
@@ -80,21 +80,18 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        given = (images.float() * self.scale + self.shift if self.inside else images).to(self.dtype)
         if self.boxes:
-            given = images.float() * self.scale + self.shift if self.inside else images
-            return torch.cat(boxes_and_scores(self.network, given.to(self.dtype)), -1)
+            return torch.cat(boxes_and_scores(self.network, given), -1)
+        scores = self.network(given).float()
         if not self.inside:
-            return self.network(images.to(self.dtype)).float()
-        scores = self.network((images.float() * self.scale + self.shift).to(self.dtype)).float()
+            return scores
         if self.labels:
             return scores.argmax(1)
         return (scores / self.temperature).softmax(1) if self.thresholds is None else scores.sigmoid()
 
     def decided(self, answers: Tensor) -> Tensor:
-        """The classes (N) or (N, H, W) that answers stand for; of several labels an image, which it shows: (N, K).
-
-        Of a detector the class of each prior that finds something, else -1: (N, P).
-        """
+        """Classes (N) or (N, H, W) of answers; of several labels, which it shows (N, K); of priors (N, P)."""
         if self.boxes:
             best, label = answers[..., 4:].max(-1)
             return torch.where(best >= SEEN, label, -1)
@@ -166,7 +163,7 @@ def export(
 def describe(cfg: Any, model: Trained, folder: Path, preprocessing: str, precision: str) -> dict[str, Any]:
     """What the file says of itself, as plain data."""
     metrics = folder / "metrics.json"
-    output = {"segmentation": "labels", "detection": "boxes and probabilities"}.get(model.task, "probabilities")
+    output = {"segmentation": "labels", "detection": "boxes, probabilities"}.get(model.task, "probabilities")
     how = {**model.preprocessing, "where": preprocessing}
     if isinstance(model.postprocess, NMS):
         how["postprocess"] = asdict(model.postprocess)
@@ -261,8 +258,8 @@ def write_onnx(module: Deployed, images: Tensor, path: Path, metadata: dict[str,
     import onnx
 
     program, free = exported(module, images)
-    names = ["scores"] if not module.inside else ["labels" if module.labels else "probabilities"]
-    names = ["detections"] if module.boxes else names
+    inside = "labels" if module.labels else "probabilities"
+    names = ["detections" if module.boxes else inside if module.inside else "scores"]
     torch.onnx.export(
         program, (), path, input_names=["images"], output_names=names, opset_version=OPSET, external_data=False,
         verbose=False,

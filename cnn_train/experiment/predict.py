@@ -67,24 +67,18 @@ def predict(
     sources = [source] if isinstance(source, str | Path) else list(source)
     items = chosen(sources, column)
     results = output or folder / "predictions"
-    from cnn_train.experiment.detect import detect, finder_of
-
-    if exported:
-        from cnn_train.experiment.trained import load
-
-        model = load(run, overrides, config_dir=config_dir, trust=trust)
-        finder = model.finder(score) if model.task == "detection" else None
-    else:
-        finder = finder_of(run, overrides, score, config_dir=config_dir, trust=trust)
-    allowed = FORMATS if finder is None else OF_BOXES
-    if form not in allowed:
-        raise ConfigError(f"format={form} is not for this run's task; choose {', '.join(allowed)}")
-    if finder is not None:
-        detect(finder, ((item.path, finder.read(item.path), item.name) for item in items), results, form)
-        return results
     from cnn_train.experiment.trained import load
 
     model = load(run, overrides, config_dir=config_dir, trust=trust)
+    allowed = OF_BOXES if model.task == "detection" else FORMATS
+    if form not in allowed:
+        raise ConfigError(f"format={form} is not for this run's task; choose {', '.join(allowed)}")
+    if model.task == "detection":
+        from cnn_train.experiment.detect import detect
+
+        finder = model.finder(score)
+        detect(finder, ((item.path, item.name) for item in items), results, form, strict)
+        return results
     results.mkdir(parents=True, exist_ok=True)
     describe = Segmentation(model, results) if model.task == "segmentation" else Classification(model, top)
     with open(results / f"predictions.{form}", "w", encoding="utf-8", newline="") as file:

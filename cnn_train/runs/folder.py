@@ -77,14 +77,30 @@ def in_use(folder: Path, first: bool = True) -> Iterator[None]:
         raise
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            _unlock(descriptor)
 
 
-def _lock(folder: Path, patience: float = 8.0) -> int | None:
-    """Lock a folder until the descriptor is closed or the process dies; None where that is not possible.
+_held: set[int] = set()
 
-    A killed run's data workers hold its lock for a few seconds more.
-    """
+
+def _unlock(descriptor: int) -> None:
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Close what a forked process has inherited: data workers, which outlive a killed run for seconds, hold no lock."""
+    for descriptor in list(_held):
+        with suppress(OSError):
+            _unlock(descriptor)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _lock(folder: Path, patience: float = 2.0) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where that is not possible."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -94,6 +110,7 @@ def _lock(folder: Path, patience: float = 8.0) -> int | None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held.add(descriptor)
             return descriptor
         except BlockingIOError as error:
             if time.monotonic() > deadline:
@@ -122,7 +139,7 @@ def is_free(folder: Path) -> bool:
     except EnvError:
         return False
     if descriptor is not None:
-        os.close(descriptor)
+        _unlock(descriptor)
     return True
 
 
