@@ -64,6 +64,13 @@ class SweepConfig:
     mode: Literal["auto", "max", "min"]
     on_failure: Literal["continue", "retry", "stop"]
     fresh: bool
+    engine: Literal["local", "slurm", "ray"]
+    cpus: int = field(metadata={"least": 1})
+    gpus: int | None = field(metadata={"least": 0})
+    memory: float | None = field(metadata={"above": 0})
+    partition: str | None
+    time: str | int | None
+    slurm: dict[str, Any]
     axes: dict[str, Any]
 
 

@@ -25,6 +25,9 @@ from cnn_train.sweep.job import RECORD, Job, from_record, read_json
 from cnn_train.sweep.system import is_locked
 
 PLAN = "sweep.json"
+# How a sweep runs, which changes nothing of what it runs.
+FREE = ("sweep.jobs", "sweep.fresh", "sweep.on_failure", "sweep.engine", "sweep.cpus", "sweep.gpus", "sweep.memory",
+        "sweep.partition", "sweep.time", "sweep.slurm")  # fmt: skip
 
 
 @dataclass
@@ -127,7 +130,7 @@ def newest_sweep(parent: Path = Path("outputs/sweeps")) -> str:
 
 def same_line(parent: Path, words: Sequence[str]) -> Path | None:
     """The newest sweep in `parent` of this very command line; how many jobs run at once may differ."""
-    free = ("sweep.jobs", "sweep.fresh", "sweep.on_failure", "resume")
+    free = (*FREE, "resume")
     wanted = sorted(secrets.mask(word) for word in without(words, *free))
     for path in sorted(parent.glob(f"*/{PLAN}"), reverse=True):
         found = read_json(path).get("words")

@@ -1,4 +1,4 @@
-"""The engine `local`: jobs as processes of this machine, as many at once as there are places."""
+"""A sweep's jobs run: as many at once as there are places, here (the engine `local`) or on a cluster."""
 
 import sys
 import time
@@ -60,6 +60,7 @@ class Runner:
         self.signal: int | None = None
         self.hurry = False
         self.gave_up = False
+        self.saved: dict[int, float] = {}  # when a job's checkpoint was written that it was started from
 
     def run(self) -> int:
         """Run all that is waiting; 0, or 128 + a signal's number if one has stopped the sweep."""
@@ -122,6 +123,7 @@ class Runner:
         job.state, job.error, job.exit_code, job.started = "running", "", None, True
         job.threads = int(place.get("OMP_NUM_THREADS", 0))
         job.save()
+        self.saved[job.number] = last_saved(job)
         self.workers[job.number] = self.starter.start(arguments, place)
         self.places[job.number] = place
         self.since[job.number] = time.monotonic(), job.seconds
@@ -148,8 +150,11 @@ class Runner:
             job.state = "pruned"
         elif self.signal is not None or self.gave_up:
             job.state = "stopped"
+        elif code in self.starter.moved and last_saved(job) > self.saved[job.number]:
+            self.show.say(f"{job.name}: stopped by the cluster; it goes on from its checkpoint")
+            job.state = "waiting"
         else:
-            job.state, job.error = "failed", cause(job, code)
+            job.state, job.error = "failed", self.starter.lost if code == LOST else cause(job, code)
             job.tries += 1
             retry = self.on_failure == "retry" and code not in SAME_AGAIN
             if (retry or code == LOST) and job.tries < AGAIN:
@@ -203,12 +208,18 @@ def cause(job: Job, code: int) -> str:
     """Why a job failed: what its log tells, or what its exit code does."""
     if code == 0:
         return "it ended without metrics.json"
-    if code == LOST:
-        return "the server that it was forked from was killed"
     if code < 0:
         return system.describe_exit(code)
     told = last_line(job.folder / "log.txt", "error:")
     return told.removeprefix("error: ") if told.startswith("error:") else system.describe_exit(code)
+
+
+def last_saved(job: Job) -> float:
+    """When the job's checkpoint was written; 0 if there is none."""
+    try:
+        return (job.folder / "last.ckpt").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def say(text: str) -> None:

@@ -21,7 +21,7 @@ def places(configs: Sequence[DictConfig], wanted: int | str, jobs: int, threads:
     """
     gpus = [] if all(config.trainer.accelerator in ("cpu", "mps") for config in configs) else visible_gpus()
     trainers = [config.trainer for config in configs]
-    if any(trainer.devices not in ("auto", 1, "1") or trainer.strategy != "auto" for trainer in trainers):
+    if any(map(on_several_devices, trainers)):
         return [{} for _ in range(1 if wanted == "auto" else int(wanted))]  # each job takes several devices
     if gpus:
         count = len(gpus) if wanted == "auto" else int(wanted)
@@ -35,6 +35,10 @@ def places(configs: Sequence[DictConfig], wanted: int | str, jobs: int, threads:
         count = int(wanted)
     number = str(threads or max(cores // count, 1))
     return [{"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number} for _ in range(count)]
+
+
+def on_several_devices(trainer: DictConfig) -> bool:
+    return trainer.devices not in ("auto", 1, "1") or trainer.strategy != "auto"
 
 
 def visible_gpus() -> list[str]:

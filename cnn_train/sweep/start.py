@@ -10,17 +10,15 @@ from cnn_train.config.load import load
 from cnn_train.errors import ConfigError
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import secrets
+from cnn_train.sweep import engines, system
 from cnn_train.sweep import folder as folders
-from cnn_train.sweep import system
 from cnn_train.sweep.axes import without
 from cnn_train.sweep.book import SAMPLED, Book
 from cnn_train.sweep.folder import Sweep
 from cnn_train.sweep.local import Runner, say
-from cnn_train.sweep.places import places
 from cnn_train.sweep.plan import Planner
 from cnn_train.sweep.progress import counts, describe, duration, progress, table
 from cnn_train.sweep.ranking import objective, report
-from cnn_train.sweep.workers import Fresh, Starter, Warm
 
 
 def start(words: Sequence[str], config_dir: str | Path | None = None, worker: Sequence[str] | None = None) -> int:
@@ -37,13 +35,14 @@ def start(words: Sequence[str], config_dir: str | Path | None = None, worker: Se
     settings = planner.settings()
     parent = Path(settings.output_dir) / "sweeps"
     if auto and (found := folders.same_line(parent, words)) is not None:
-        own = [word for word in words if word.startswith(("sweep.jobs=", "sweep.fresh=", "sweep.on_failure="))]
+        own = [word for word in words if word.partition("=")[0].lstrip("+") in folders.FREE]
         return resume(found, own, worker=worker, typed=planner)
     if settings.sweep.sampler in SAMPLED:
         planned = []
         planner.probe()
     else:
         planned = planner.all(settings.sweep.sampler)
+    engines.check(settings, worker)
     folder = run_folder.create(parent)
     lock = system.Lock(folder)
     try:
@@ -76,6 +75,7 @@ def resume(
         own = [word for word in words if word.partition("=")[0].startswith("sweep.")]
         added = [word for word in words if word not in own]
         settings = settings_of(sweep, own, trust)
+        engines.check(settings, worker)
         book = Book(sweep, settings, typed, config_dir or sweep.config_dir, trust)
         if added:
             book.grow(added)
@@ -102,7 +102,7 @@ def settings_of(sweep: Sweep, words: Sequence[str], trust: Sequence[str] = ()) -
 def run(book: Book, worker: Sequence[str] | None) -> int:
     """Run what is waiting, then tell the result; the exit code."""
     sweep, settings = book.sweep, book.settings
-    where = places([settings, *book.configs], settings.sweep.jobs, book.left(), sweep.threads)
+    where = engines.places(settings, book.configs, book.left(), sweep.threads)
     if sweep.threads is None and "OMP_NUM_THREADS" in where[0]:
         sweep.threads = int(where[0]["OMP_NUM_THREADS"])
         sweep.save()
@@ -110,7 +110,7 @@ def run(book: Book, worker: Sequence[str] | None) -> int:
     if book.left():
         title = f"sweep of {book.size()} jobs, {len(where)} at once, in {sweep.folder}"
         show = progress(sweep.jobs, title, book.goal.metric, settings.trainer.progress)
-        starter = starter_for(sweep, settings, worker)
+        starter = engines.starter(sweep, settings, worker)
         try:
             code = Runner(sweep, where, show, book, starter, settings.sweep.on_failure).run()
         finally:
@@ -123,14 +123,6 @@ def run(book: Book, worker: Sequence[str] | None) -> int:
     if bad:
         say(f"{counts(sweep.jobs)}\n{sweep.next_line}")
     return code or int(bool(bad))
-
-
-def starter_for(sweep: Sweep, settings: DictConfig, worker: Sequence[str] | None) -> Starter:
-    if worker is not None:
-        return Fresh(worker)
-    if settings.sweep.fresh or not system.can_fork():
-        return Fresh()
-    return Warm(sweep.folder)
 
 
 def status(folder: Path) -> int:

@@ -34,6 +34,9 @@ class Worker(Protocol):
 class Starter(Protocol):
     """A way to start workers."""
 
+    lost: str  # why a job failed whose exit code is LOST
+    moved: Sequence[int]  # exit codes of a job that was stopped by others than the sweep, and is to go on
+
     def ready(self) -> bool:
         """Whether `start` returns at once."""
 
@@ -45,16 +48,24 @@ class Starter(Protocol):
 
 
 class Fresh:
-    """Each worker is a program of its own; it learns from its stdin when the sweep is gone."""
+    """Each worker is a program of its own; it learns from its stdin when the sweep is gone.
 
-    def __init__(self, command: Sequence[str] = WORKER):
+    It does not see environment variables whose names begin with one of `hidden`.
+    """
+
+    lost = ""
+    moved: Sequence[int] = ()
+
+    def __init__(self, command: Sequence[str] = WORKER, hidden: tuple[str, ...] = ()):
         self.command = command
+        self.hidden = hidden
 
     def ready(self) -> bool:
         return True
 
     def start(self, arguments: Sequence[str], place: Mapping[str, str]) -> Worker:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **place, lifeline.MARK: "1"}
+        seen = {name: value for name, value in os.environ.items() if not name.startswith(self.hidden)}
+        environment = {**seen, "PYTHONUNBUFFERED": "1", **place, lifeline.MARK: "1"}
         try:
             log = open_to_append(Path(arguments[0], "log.txt"))
         except OSError:  # a link: the worker refuses the folder
@@ -103,6 +114,9 @@ class FreshWorker:
 
 class Warm:
     """Each worker is forked from a server: as isolated as a fresh one, without the time that imports take."""
+
+    lost = "the server that it was forked from was killed"
+    moved: Sequence[int] = ()
 
     def __init__(self, folder: Path):
         self.told = folder / ".warm"  # the server makes this file when it is ready
