@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -265,3 +266,16 @@ def test_what_only_posix_has_stands_in_one_module():
     for path in (ROOT / "cnn_train" / "sweep").glob("*.py"):
         code = re.sub(r'"""(?:.|\n)*?"""|#.*', "", path.read_text())
         assert path.name == "system.py" or not names.search(code), path.name
+
+
+def test_folds_and_seeds_repeat_a_combination(tmp_path, capsys):
+    words = ["data=folder", "data.root=photos", "data.folds=3", "data.fold=range(3)", "seed=1,2", "data.batch_size=2,3"]
+    code, folder = sweep(stub(tmp_path), tmp_path, *words)
+    assert code == 0 and states(folder) == ["done"] * 12
+    # val/loss is the batch size and a tenth of the seed, alike in each fold: 2.1 and 2.2, three times each.
+    lines = [line for line in capsys.readouterr().out.splitlines() if "12 jobs" not in line and "(6)" in line]
+    assert any(f"2.1500 ± {statistics.stdev([2.1, 2.2] * 3):.4f} (6)" in line for line in lines), lines
+    assert [word for line in lines[:2] for word in line.split() if word.startswith("data.")] == [
+        "data.batch_size=2",
+        "data.batch_size=3",
+    ]

@@ -57,7 +57,9 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        return self.config.get("seed")
+        """What tells the run from its repeats: its seed and, in cross-validation, its fold."""
+        seed, fold = self.config.get("seed"), self.config.get("data.fold")
+        return seed if self.config.get("data.folds") is None else f"{seed}, fold {fold}"
 
     @property
     def epoch(self) -> int:

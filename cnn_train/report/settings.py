@@ -1,4 +1,4 @@
-"""Settings: the runs that differ only in their seed, taken together. Which keys differ, which setting is best."""
+"""Settings: the runs that differ only in seed or fold, taken together. Which keys differ, which setting is best."""
 
 import math
 import operator
@@ -13,7 +13,7 @@ from cnn_train.config.choices import nearest
 from cnn_train.errors import ConfigError
 from cnn_train.report.runs import COSTS, Run
 
-SEED = "seed"
+REPEATS = ("seed", "data.fold")  # what tells a run from others of its setting
 # Where results go and how they are shown: no part of a setting.
 IGNORED = re.compile(
     r"(output_dir|name|settings|choices\.(experiment|sweep|logger|debug)|(sweep|logger)(\..*)?|trainer\.progress)$"
@@ -171,7 +171,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     typed = {name for run in runs for name in run.typed}
     differ = []
     for key in dict.fromkeys(key for run in runs for key in run.config):
-        if key != SEED and not IGNORED.match(key):
+        if key not in REPEATS and not IGNORED.match(key):
             named = short(key) in typed
             values = {word(run.config.get(key)) for run in runs if named or key in run.config}
             if len(values) > 1 and (named or not key.endswith("._target_")):

@@ -14,7 +14,7 @@ from cnn_train.config.choices import Choices
 from cnn_train.config.overrides import Override, parse
 from cnn_train.errors import ConfigError
 
-SEED = "seed"  # not an axis like others: its values repeat an experiment
+REPEATS = ("seed", "data.fold")  # not axes like others: their values repeat an experiment
 NOT_SWEPT = ("sweep", "output_dir", "resume")  # what belongs to the sweep and not to a job
 
 
@@ -87,19 +87,22 @@ class Axes:
         for values in itertools.product(*(axis.values for axis in self.axes.values())):
             yield self.line(dict(zip(self.axes, values, strict=True)))
 
+    def repeats(self) -> list[dict[str, str]]:
+        """The values that repeat each combination: every seed with every fold."""
+        keys = [key for key in REPEATS if key in self.axes]
+        return [dict(zip(keys, v, strict=True)) for v in itertools.product(*(self.axes[key].values for key in keys))]
+
     def zipped(self) -> Iterator[tuple[list[str], list[str]]]:
-        """The first values of all lists, then the second, and so on; each with every seed."""
-        lists = [axis for key, axis in self.axes.items() if key != SEED]
+        """The first values of all lists, then the second, and so on; each with every seed and fold."""
+        lists = [axis for key, axis in self.axes.items() if key not in REPEATS]
         lengths = {axis.word: len(axis.values) for axis in lists}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{word} has {length}" for word, length in lengths.items())
             raise ConfigError(f"sweep=list takes lists of one length: {told}; sweep=grid takes every combination")
-        seeds = self.axes[SEED].values if SEED in self.axes else [None]
         for index in range(max(lengths.values(), default=1)):
-            for seed in seeds:
-                yield self.line(
-                    {key: seed if key == SEED else axis.values[index] for key, axis in self.axes.items()}  # type: ignore[misc]
-                )
+            for repeat in self.repeats():
+                values = {key: axis.values[index] for key, axis in self.axes.items() if key not in repeat}
+                yield self.line({**values, **repeat})
 
     def line(self, values: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """The varied words and the whole line of one job."""

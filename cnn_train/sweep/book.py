@@ -98,8 +98,7 @@ class Book:
     def repeats(self) -> int:
         if self.trials() == 0:
             return 1
-        seeds = self.planned_by().axes.axes.get("seed")
-        return len(seeds.values) if seeds else 1
+        return len(self.planned_by().axes.repeats())
 
     # The plan -----------------------------------------------------------------------------------------------------
 

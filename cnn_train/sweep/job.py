@@ -10,7 +10,7 @@ from typing import Any
 
 from cnn_train import atomic
 from cnn_train.runs import folder as run_folder
-from cnn_train.sweep.axes import SEED
+from cnn_train.sweep.axes import REPEATS
 
 RECORD = "job.json"
 STATES = ("waiting", "running", "done", "failed", "stopped", "pruned")
@@ -18,7 +18,7 @@ STATES = ("waiting", "running", "done", "failed", "stopped", "pruned")
 
 @dataclass
 class Job:
-    """`point` is what the job shares with its repeats under other seeds."""
+    """`point` is what the job shares with its repeats under other seeds and folds."""
 
     number: int
     changes: list[str]  # the overrides that differ between jobs
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def point(self) -> tuple[str, ...]:
-        return tuple(word for word in self.changes if word.partition("=")[0] != SEED)
+        return tuple(word for word in self.changes if word.partition("=")[0] not in REPEATS)
 
     @property
     def ended(self) -> bool:

@@ -49,7 +49,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        return " ".join(self.jobs[0].point) or "(seeds only)"
+        return " ".join(self.jobs[0].point) or "(repeats only)"
 
     @property
     def complete(self) -> bool:
@@ -94,7 +94,7 @@ def report(sweep: Sweep, config: DictConfig) -> None:
         if job.state == "failed":
             print(f"job {job.number} ({job.name}): {job.error}; see {job.folder / 'log.txt'}", file=sys.stderr)
     if winner and len(found) == 1:
-        print(f"{goal.metric} over the seeds: {spread(winner.values)}")
+        print(f"{goal.metric} over the repeats: {spread(winner.values)}")
     elif winner:
         where = f", {winner.jobs[0].folder}" if len(winner.jobs) == 1 else ""
         print(f"best by {goal.metric}: {winner.name}, {spread(winner.values)}{where}")

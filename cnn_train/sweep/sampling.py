@@ -18,7 +18,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cnn_train.errors import ConfigError
-from cnn_train.sweep.axes import SEED, Axes, Axis
+from cnn_train.sweep.axes import REPEATS, Axes, Axis
 from cnn_train.sweep.job import Job, by_point, read_curve
 from cnn_train.sweep.ranking import Objective, numbers
 
@@ -30,9 +30,10 @@ FACTOR = 3  # hyperband keeps one of so many at each of its epochs
 
 def distributions(axes: Axes) -> dict[str, BaseDistribution]:
     """What each axis draws from; seeds are repeats and are not drawn."""
-    found = {key: distribution(axis) for key, axis in axes.axes.items() if key != SEED}
-    if SEED in axes.axes and axes.axes[SEED].is_interval:
-        raise ConfigError(f"{axes.axes[SEED].word}: seeds repeat each combination; list them: seed=0,1,2")
+    found = {key: distribution(axis) for key, axis in axes.axes.items() if key not in REPEATS}
+    for key in REPEATS:
+        if key in axes.axes and axes.axes[key].is_interval:
+            raise ConfigError(f"{axes.axes[key].word}: {key} repeats each combination; list its values: {key}=0,1,2")
     if not found:
         raise ConfigError(
             "a sampler has nothing to draw: every axis is a seed; vary another setting, or use sweep=grid"
@@ -87,10 +88,9 @@ class Sampler:
         return create_trial(params=repeats[0].params, distributions=self.space, **options)
 
     def lines(self, params: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
-        """The jobs of a combination, one for each seed, as their varied words and their whole lines."""
+        """The jobs of a combination, one for each seed and fold, as their varied words and their whole lines."""
         values = {key: value if isinstance(value, str) else repr(value) for key, value in params.items()}
-        seeds = self.axes.axes[SEED].values if SEED in self.axes.axes else [None]
-        return [self.axes.line(values if seed is None else {**values, SEED: seed}) for seed in seeds]
+        return [self.axes.line({**values, **repeat}) for repeat in self.axes.repeats()]
 
 
 class Pruner:
