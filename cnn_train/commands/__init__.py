@@ -19,6 +19,7 @@ FIRST = (
     "inspect",
     "verify-repro",
     "sweep",
+    "ablate",
     "compare",
     "report",
     "check",

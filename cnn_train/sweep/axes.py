@@ -31,6 +31,11 @@ class Axis:
     log: bool = False
 
     @property
+    def distinct(self) -> list[str]:
+        """The values, each once; only `sweep=list` counts one more than once."""
+        return list(dict.fromkeys(self.values))
+
+    @property
     def is_interval(self) -> bool:
         return self.low is not None
 
@@ -84,13 +89,13 @@ class Axes:
 
     def product(self) -> Iterator[tuple[list[str], list[str]]]:
         """Each combination as its varied words and its whole line; later keys vary fastest."""
-        for values in itertools.product(*(axis.values for axis in self.axes.values())):
+        for values in itertools.product(*(axis.distinct for axis in self.axes.values())):
             yield self.line(dict(zip(self.axes, values, strict=True)))
 
     def repeats(self) -> list[dict[str, str]]:
         """The values that repeat each combination: every seed with every fold."""
         keys = [key for key in REPEATS if key in self.axes]
-        return [dict(zip(keys, v, strict=True)) for v in itertools.product(*(self.axes[key].values for key in keys))]
+        return [dict(zip(keys, v, strict=True)) for v in itertools.product(*(self.axes[key].distinct for key in keys))]
 
     def zipped(self) -> Iterator[tuple[list[str], list[str]]]:
         """The first values of all lists, then the second, and so on; each with every seed and fold."""
@@ -149,7 +154,7 @@ def axis(override: Override, choices: Choices) -> Axis:
     values = [str(item) for item in override.sweep_string_iterator()]
     if not values:
         raise ConfigError(f"{word} gives no value")
-    return Axis(key, word, list(dict.fromkeys(values)))
+    return Axis(key, word, values)
 
 
 def flattened(value: Any) -> list[str]:

@@ -43,7 +43,7 @@ def distributions(axes: Axes) -> dict[str, BaseDistribution]:
 
 def distribution(axis: Axis) -> BaseDistribution:
     if axis.low is None or axis.high is None:
-        return CategoricalDistribution(axis.values)
+        return CategoricalDistribution(axis.distinct)
     if axis.whole:
         return IntDistribution(int(axis.low), int(axis.high), log=axis.log)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
