@@ -98,7 +98,7 @@ def test_a_large_group_gets_the_three_nearest_and_a_small_one_all(capsys):
          "data.workers=4 data=folder data.root=x"),
         # the line to try is the typed one
         ("-m lr=0.1,0.01 norm=bn", "Did you mean optimizer.lr", "-m optimizer.lr=0.1,0.01 norm=bn"),
-        ("sweep norm=bn,gx", "Did you mean gn?", "-m norm=bn,gn"),
+        ("sweep norm=bn,gx", "Did you mean gn?", "sweep norm=bn,gn"),
         ("train norm=gx --cfg job", "Did you mean gn?", "train norm=gn --cfg job"),
         ("inspect vgg166 norm=gn", "Did you mean vgg16?", "inspect vgg16 norm=gn"),
         ("list modell", "Did you mean model?", "list model"),

@@ -5,6 +5,7 @@ A stub stands for training.
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from children import end
 from sweeps import COMMON, begin, newest, records, states, stub, sweep, until
 
+from cnn_train.__main__ import main
 from cnn_train.cli.guard import guarded
 from cnn_train.config.choices import Choices
 from cnn_train.config.compose import Composer, compose
@@ -217,6 +219,20 @@ def test_an_error_in_a_sweep_keeps_its_lists_in_the_line_to_try(worker):
     with pytest.raises(ConfigError, match=r"Did you mean optimizer\.lr") as caught:
         start.start(["norm=bn,gn", "lr=1,2"], worker=worker)
     assert caught.value.__notes__[0] == "try: cnn-train -m norm=bn,gn optimizer.lr=1,2"
+
+
+@pytest.mark.parametrize("verb", ["-m", "sweep"])
+@pytest.mark.parametrize(
+    ("words", "tried"),
+    [
+        (["norm=bm,gn", "act=relu,elu"], ["norm=bn,gn", "act=relu,elu"]),
+        (["norm=bn,gn", "seed=range(1,3),7"], ["norm=bn,gn", "seed=1,2,7"]),
+        (["norm=gn"], ["norm=gn", "seed=0,1,2"]),
+    ],
+)
+def test_the_line_to_try_keeps_the_verb_that_was_typed(capsys, verb, words, tried):
+    assert main([verb, *words]) == 2
+    assert f"  try: cnn-train {shlex.join([verb, *tried])}\n" in capsys.readouterr().err
 
 
 def test_jobs_share_the_cores_and_take_one_gpu_each(monkeypatch):

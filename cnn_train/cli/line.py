@@ -193,10 +193,11 @@ def unknown_word(word: str, line: Line, verbs: Iterable[str]) -> ConfigError:
 
 def add_try(error: ConfigError, arguments: Sequence[str]) -> None:
     """Note the line that would have worked: the typed one, verb, flags and lists kept, with the faulty words mended."""
-    if not error.mended:
+    mended = mend(arguments, error.mended)
+    if mended == list(arguments):  # nothing to mend, or a word of a file
         return
     notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("try: cnn-train")]
-    error.__notes__ = [*notes, f"try: {shlex.join(['cnn-train', *mend(arguments, error.mended)])}"]
+    error.__notes__ = [*notes, f"try: {shlex.join(['cnn-train', *mended])}"]
 
 
 def mend(arguments: Sequence[str], mended: Mapping[str, str]) -> list[str]:

@@ -29,7 +29,12 @@ def run(options: Options) -> int:
         from cnn_train.sweep import start
 
         return start.status(Path(options.words[1]))
-    return train_all(options, options.resume)
+    try:
+        return train_all(options, options.resume)
+    except ConfigError as error:  # the verb that was typed, also in the line to try
+        notes = getattr(error, "__notes__", [])
+        error.__notes__ = [note.replace("try: cnn-train -m ", "try: cnn-train sweep ", 1) for note in notes]
+        raise
 
 
 def train_all(options: Composes, resume: str | None) -> int:

@@ -146,10 +146,12 @@ def axis(override: Override, choices: Choices) -> Axis:
             raise ConfigError(f"{word}: tag() takes log, got {', '.join(sorted(unknown))}")
         return Axis(key, word, [], float(low), float(high), isinstance(low, int), "log" in value.tags)
     if any(hasattr(item, "shuffle") for item in getattr(value, "list", ())):  # a sweep inside a sweep
-        error = ConfigError(f"{word}: a list of values has no range() or choice() in it; write the values out")
-        if flat := flattened(value):
-            error.add_note(f"try: {key}={','.join(flat)}")
-        raise error
+        flat = f"{key}={','.join(values)}" if (values := flattened(value)) else ""
+        how = f": {flat}" if flat else ""
+        raise ConfigError(
+            f"{word}: a list of values has no range() or choice() in it; write the values out{how}",
+            {word: flat} if flat else None,
+        )
     override.config_loader = _GroupOptions(choices)  # type: ignore[assignment]
     values = [str(item) for item in override.sweep_string_iterator()]
     if not values:
