@@ -5,13 +5,13 @@
 
 `--folder DIR` keeps the runs there, and takes those that are there already: a table that was broken off goes on, and a
 claim need not train again what the table has trained. `--jobs` of them are trained at a time. NAME is skips, holes,
-unpooling, aspp, aspp_deep, crf or checkerboard.
+unpooling, aspp, aspp_deep, crf, checkerboard or ceiling.
 
 Every network is made narrow enough for a CPU and is trained alike: AdamW at 2e-3 with batches of 2, cosine, group norm,
 cross-entropy and Dice, shifted scenes. `table` gives test mIoU (mean and standard deviation over the seeds),
 parameters, multiply-adds for one scene, time for a training step and the memory that the process grew to; `--write`
 puts it between the markers of docs/segmentation.md, with the command. `claim` trains what a paper compares and shows
-the same for each side; `checkerboard` trains nothing.
+the same for each side; `checkerboard` and `ceiling` train nothing.
 """
 
 import argparse
@@ -202,6 +202,8 @@ def table(options: argparse.Namespace) -> None:
 def claim(name: str, options: argparse.Namespace) -> None:
     if name == "checkerboard":
         checkerboard()
+    elif name == "ceiling":
+        ceiling()
     elif name == "crf":
         crf(options)
     else:
@@ -269,6 +271,31 @@ def checkerboard() -> None:
         print(f"| {name} | {average(make):.3f} | {unevenness(equal(make())):.3f} |")
 
 
+def ceiling() -> None:
+    """What the true label maps of the test scenes become at a stride: averaged over its cells, drawn out bilinearly.
+
+    A network whose scores come at that stride and are interpolated cannot do much better, whatever it has learned.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from cnn_train.data.digit_scenes import IGNORE, digit_scenes
+
+    print("| side of the scenes | stride 4 | 8 | 16 | 32 |\n| --- | ---: | ---: | ---: | ---: |")
+    for side in (64, 128):
+        labels = digit_scenes(side, num_train=1, num_val=1).samples("test", range(200), device=torch.device("cpu"))[1]
+        counted = labels != IGNORE
+        truth = F.one_hot(torch.where(counted, labels, 0), 11).movedim(-1, 1) * counted[:, None]
+        cells = []
+        for stride in (4, 8, 16, 32):
+            seen = F.avg_pool2d(truth.float(), stride)
+            found = F.interpolate(seen, scale_factor=stride, mode="bilinear").argmax(1)
+            hit = F.one_hot(found, 11).movedim(-1, 1) * counted[:, None]
+            both = (truth * hit).sum((0, 2, 3)) / ((truth + hit) > 0).sum((0, 2, 3))
+            cells.append(f"{100 * float(both.mean()):.1f}")
+        print(f"| {side} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["run"]:
         print(json.dumps(one_run(sys.argv[2:])))
@@ -283,7 +310,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--write", action="store_true", help="the table, into docs/segmentation.md")
     options = parser.parse_intermixed_args()
-    known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "crf", "checkerboard"]
+    known = list(NETWORKS) if options.kind == "table" else [*CLAIMS, "crf", "checkerboard", "ceiling"]
     if set(options.what) - set(known) or (options.kind == "claim" and len(options.what) != 1):
         parser.error(f"{options.kind} takes {'one of ' if options.kind == 'claim' else ''}{', '.join(known)}")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -782,3 +782,27 @@ def test_a_forked_data_worker_holds_no_lock(tmp_path):
     os.write(go[1], b"1")
     for descriptor in (*ready, *go):
         os.close(descriptor)
+
+
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_stays_a_signal(capsys):
+    """OmegaConf's context managers fail on what an interrupted constructor has not set yet."""
+
+    def read() -> None:
+        try:
+            try:
+                raise signals.Interrupted(signal.SIGTERM)
+            finally:
+                None._invalidate_flags_cache()
+        except Exception as error:
+            raise ConfigError("config.yaml is not valid YAML") from error
+
+    assert guarded(read) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+    def save() -> None:
+        try:
+            raise signals.Interrupted(signal.SIGTERM)
+        finally:
+            raise DataError("cannot read cat.jpg")
+
+    assert guarded(save) == 3

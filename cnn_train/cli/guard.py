@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cnn_train.errors import EnvError, UserError
+from cnn_train.errors import ConfigError, EnvError, UserError
 from cnn_train.runs import folder as run_folder
 from cnn_train.runs import signals
 from cnn_train.text import plain
@@ -43,6 +43,9 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if (stop := stopped_by(error)) is not None:
+            (tell or show)(plain(str(stop)))
+            return stop.exit_code
         if debug:
             traceback.print_exc()
         message, notes, code = explain(error)
@@ -53,6 +56,20 @@ def guarded(
         else:
             show_error(message, notes)
         return code
+
+
+def stopped_by(error: BaseException | None) -> signals.Interrupted | None:
+    """The signal that an error follows from: a library that a signal interrupts may fail while it cleans up.
+
+    An error of the machine or the data is told all the same: the state may not have been saved.
+    """
+    if isinstance(error, UserError) and not isinstance(error, ConfigError):
+        return None
+    for _ in range(20):
+        if error is None or isinstance(error, signals.Interrupted):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def explain(error: Exception) -> tuple[str, Iterable[str], int]:
