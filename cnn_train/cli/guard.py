@@ -43,9 +43,9 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if (stop := stopped_by(error)) is not None:
-            (tell or show)(plain(str(stop)))
-            return stop.exit_code
+        if (cause := stopped_by(error)) is not None:
+            (tell or show)(plain(str(cause)))
+            return cause.exit_code
         if debug:
             traceback.print_exc()
         message, notes, code = explain(error)
