@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = ("trainer=cpu", "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.progress=none", "logger=none")
 
 
-def cnn_train(*words: str, code: int = 0) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def cnn_train(*words: str, code: int = 0, **more: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     command = [sys.executable, "-m", "cnn_train", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
@@ -124,16 +124,30 @@ def test_no_job_outlives_its_sweep(tmp_path, number):
     assert f"continue: cnn-train resume {folder}" in cnn_train("sweep", "status", str(folder), code=1)
 
 
+TELLING = """
+from pathlib import Path
+import lightning as L
+
+class Tell(L.Callback):
+    def on_train_start(self, trainer, loop):
+        path = Path(trainer.default_root_dir, f"rank{trainer.global_rank}.txt")
+        path.write_text(str(trainer.optimizers[0].defaults["lr"]))
+"""
+
+
 @pytest.mark.slow
 def test_the_ranks_of_each_job_report_its_own_hyperparameters(tmp_path):
-    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    cnn_train("-m", *SMALL[1:], *ddp, "optimizer.lr=0.001,0.002", f"output_dir={tmp_path}")
+    (tmp_path / "telling.py").write_text(TELLING)
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "callbacks.tell={_target_: telling.Tell}")
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    cnn_train("-m", *SMALL[1:], *ddp, "optimizer.lr=0.001,0.002", f"output_dir={tmp_path}", **environment)
     folder = newest(tmp_path)
     assert states(folder) == ["done", "done"]
     for name, rate in (("0", 0.001), ("1", 0.002)):
         first = (folder / name / "metrics.csv").read_text().splitlines()[1:2]
         assert first and json.loads((folder / name / "job.json").read_text())["changes"] == [f"optimizer.lr={rate}"]
         assert f"lr: {rate}" in (folder / name / "config.yaml").read_text()
+        assert [(folder / name / f"rank{rank}.txt").read_text() for rank in (0, 1)] == [str(rate)] * 2
 
 
 @pytest.mark.slow

@@ -64,9 +64,9 @@ def read_axes(
         if group not in choices.groups():
             guess = nearest(group, choices.groups())
             meant = f" Did you mean {guess}?" if guess else ""
-            raise ConfigError(
-                f"axis={group}: no such group.{meant} A setting is varied by a list: optimizer.lr=0.1,0.01"
-            )
+            right = [guess if name == group else name for name in groups]
+            mended = {f"axis={','.join(groups)}": f"axis={','.join(map(str, right))}"} if guess else None
+            raise ConfigError(f"axis={group}: no such group.{meant} Of a setting give a list: optimizer.lr=1,2", mended)
     line = Axes.read(settings, choices)
     varied = {axis.word for axis in line.axes.values()}
     if drawn := next((axis for axis in line.axes.values() if axis.is_interval), None):
