@@ -97,7 +97,7 @@ def test_install_and_uninstall_print_a_script(shell, capsys):
 def test_options_of_the_command_come_with_their_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert {"run=", "split=", "postprocess=", "output_dir="} <= set(complete("cnn-train eval "))
-    assert complete("cnn-train eval split=") == ["split=test", "split=train", "split=val"]
+    assert complete("cnn-train eval split=") == ["split=all", "split=test", "split=train", "split=val"]
     assert "split=" not in complete("cnn-train train ")
     assert complete("cnn-train resume schedule=k") == ["schedule=keep"]
     assert complete("cnn-train inspect picture=") == ["picture=false", "picture=true"]

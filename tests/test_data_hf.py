@@ -131,7 +131,7 @@ def test_a_saved_config_fetches_nothing(tmp_path, monkeypatch):
         raise OSError("cannot reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    cfg = compose(["data=hf", "data.name=somebody/photos", f"output_dir={tmp_path}"])
+    cfg = compose(["data=hf", "data.name=somebody/photos", "data.download=true", f"output_dir={tmp_path}"])
     for line in ("download: true\n", ""):
         (tmp_path / "config.yaml").write_text(
             OmegaConf.to_yaml(cfg).replace("  download: true\n", line and "  " + line)

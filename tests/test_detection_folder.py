@@ -309,14 +309,21 @@ def test_detections_are_in_the_images_own_pixels_and_read_again(tmp_path):
     image[2, 40:60, 70:100] = 255
     wanted = torch.tensor([[20.0, 10, 60, 30], [70, 40, 100, 60]])
     for resize, tolerance in (("own", 1e-4), ("pad", 2.5), ("stretch", 2.5)):
-        how = {"image_size": [48, 64], "resize": resize, "mean": [0.0] * 3, "std": [1.0] * 3}
+        how = {"image_size": [48, 64], "resize": resize, "mean": [0.0] * 3, "std": [1.0] * 3, "in_channels": 3}
         finder = Finder(Painted(), how, NMS(), [0.5, 0.3], ["red", "blue"])
         found = finder(image)
         assert found[:, 4].tolist() == [0, 1] and found[:, 5].tolist() == pytest.approx([0.9, 0.4])
         torch.testing.assert_close(found[:, :4], wanted, rtol=0, atol=tolerance)
     assert len(Finder(Painted(), how, NMS(), [0.5, 0.5], ["red", "blue"])(image)) == 1
     path = tmp_path / "a.png"
-    (entry,) = detect(finder, [(path, image, Path("a"))], tmp_path / "out", "coco")
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (tmp_path / "bad.png").write_text("no image")
+    names = [(path, Path("a")), (tmp_path / "bad.png", Path("bad"))]
+    with pytest.raises(DataError, match=r"bad\.png.*; 1 of 2 images are predicted"):
+        detect(finder, names, tmp_path / "out", "coco")
+    (first, second, bad) = csv.DictReader((tmp_path / "out" / "detections.csv").read_text().splitlines())
+    assert bad["image"] == "bad.png" and "bad.png" in bad["error"] and not first["error"]
+    (entry,) = detect(finder, names[:1], tmp_path / "out", "coco")
     (first, second) = csv.DictReader((tmp_path / "out" / "detections.csv").read_text().splitlines())
     assert (first["image"], first["class"], second["class"]) == ("a.png", "red", "blue")
     assert torch.equal(torch.tensor([float(first[k]) for k in ("x1", "y1", "x2", "y2")]), entry.rows[0, :4])

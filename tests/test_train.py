@@ -207,6 +207,7 @@ def test_evaluate_gives_the_runs_own_numbers(tmp_path, capsys):
     describe(tmp_path / "a")
     metrics = run(tmp_path / "a")
     again = evaluate(tmp_path / "a")
+    assert 0 <= again.pop("test/auroc") <= 1, "only eval keeps what it takes"
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
     validation = evaluate(tmp_path / "a", split="val")
     assert validation["val/acc"] == metrics["val/acc"]

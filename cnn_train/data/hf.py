@@ -152,7 +152,7 @@ def fetched(
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         offline = isinstance(error, OSError) and "reach" in reason
         advice = "; without a network only what was fetched before is read" if offline else ""
-        advice = advice if download else "; data.download=true fetches it"
+        advice = advice if download else "; data.download=true fetches it over the network"
         raise DataError(f"cannot get data.name={name}: {reason}{advice}") from error
     tables: dict[str, Any] = {}
     for split, names in NAMES.items():
