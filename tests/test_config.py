@@ -219,6 +219,10 @@ def test_signatures_follow_options_to_the_base_class_and_write_out_aliases():
     assert list(yolo).count("ignore") == 1 and yolo["class_weight"] == "float"
 
 
+def test_null_is_a_word_for_no_experiment():
+    assert compose(["experiment=null", "debug=null"]) == compose()
+
+
 def test_a_closed_word_behind_an_alias_is_told_before_torch_is_imported():
     assert "loss.box must be squared, l1" in message("model=yolov2", "loss.box=foo")
     assert "data.resize must be crop, pad" in message("data=folder", "data.root=x", "data.resize=foo")

@@ -99,8 +99,8 @@ class Composer:
         if override.is_delete():
             hint = " or ".join(f"{group}={o}" for o in options if o in ("none", "paper")) or "another choice"
             raise ConfigError(f"{line_of(override)}: a group cannot be left out; choose {hint}")
-        if value is None and group in ("experiment", "debug"):
-            return f"{group}=null"
+        if value is None and self.choices.defaults().get(group, "") is None:
+            return None  # null is the default, and Hydra takes the word from a defaults list only
         if isinstance(value, list) and group in NAMED_NODES and set(map(str, value)) <= set(options):
             return f"{group}={as_choice(value)}"
         if isinstance(value, list) and group in NAMED_NODES:  # the first of several that there is not
