@@ -64,8 +64,10 @@ def smoke(model: str, settings: list[str], folder: Path, sender: Connection) -> 
     start = time.monotonic()
     try:
         with redirect_stdout(log), redirect_stderr(log):
-            segments = ".segmentation." in (Choices.find().body("model", model).get("model") or {}).get("_target_", "")
-            lines = [f"model={model}", f"data={'digit_scenes' if segments else 'digits'}", "trainer=smoke"]
+            target = (Choices.find().body("model", model).get("model") or {}).get("_target_", "")
+            brings = {".segmentation.": "digit_scenes", ".detection.": "digit_boxes"}
+            data = next((name for wing, name in brings.items() if wing in target), "digits")
+            lines = [f"model={model}", f"data={data}", "trainer=smoke"]
             lines += ["trainer.accelerator=cpu", "trainer.progress=none", "logger=none", "data.batch_size=8"]
             lines += ["data.eval_batch_size=8", "callbacks.samples=1", f"output_dir={folder / model}", *settings]
             lines += [LIBRARIES[model]] if model in LIBRARIES else []
