@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from probe import Measured, probe_places
-from torch import nn
+from probe import Measured, probe, probe_places
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_train.analysis import Graph, trace
 from cnn_train.config.compose import compose
 from cnn_train.inspection.examine import Stage, stages
+from cnn_train.inspection.levels import levels
 from cnn_train.inspection.subject import Subject, describe
 
 CONF = Path(__file__).parents[1] / "conf"
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if "models.detection." not in p.read_text())
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 # Dense layers behind the map, a cell per row: their images have one size.
 ONE_SIZE = {"alexnet_2012", "lenet5", "lstm"}
 # The bins of its pyramid grow with the image, and its field with them.
@@ -92,6 +93,37 @@ def test_receptive_fields_are_what_a_gradient_reaches(model: str) -> None:
         for size in ((channels, long, least), (channels, least, long)):
             inside = check(net, size)
             assert inside or model in NEVER_INSIDE
+
+
+class LevelOf(nn.Module):
+    """The codes of one level of a detector as a map (N, 4 A, H, W)."""
+
+    def __init__(self, net: nn.Module, number: int):
+        super().__init__()
+        self.net, self.number = net, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            priors = self.net.priors(x.shape[-2:])
+        mine = priors.boxes[priors.levels == self.number]
+        rows, columns = len(mine[:, 1].unique()), len(mine[:, 0].unique())
+        codes = self.net(x).codes[:, priors.levels == self.number]
+        return codes.reshape(len(x), rows, columns, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("model", ["fcos", "yolov2", "yolov3", "ssd", "retinanet"])
+def test_a_detectors_levels_see_what_a_gradient_reaches(model: str) -> None:
+    net = subject(model).network
+    found = levels(net, trace(net, (3, 512, 64)))
+    net = net.to_empty(device="cpu").requires_grad_(False)
+    for buffer in net.buffers():
+        buffer.fill_(1)
+    assert len(found) == len(net.priors((512, 64)).levels.unique())
+    for number, level in enumerate(found):
+        rows = probe(LevelOf(net, number), (3, 512, 64)).rows
+        assert rows and rows[0] > 0 and rows[1] < 511
+        assert level.places == (512 // level.stride, 64 // level.stride)
+        assert rows[1] - rows[0] + 1 <= level.receptive_field[0] < rows[1] - rows[0] + 1 + level.stride, level
 
 
 def check(net: nn.Module, size: tuple[int, int, int]) -> bool:

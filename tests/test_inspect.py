@@ -24,6 +24,7 @@ from cnn_train.commands.inspect import Options, run
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
+from cnn_train.data.digit_boxes import cached_boxes
 from cnn_train.errors import ConfigError
 from cnn_train.inspection.examine import optimizer_slots, stages
 from cnn_train.inspection.images import trained
@@ -439,3 +440,34 @@ def test_training_is_the_same_with_health_and_its_weights_are_looked_at(tmp_path
     given = describe(compose(["model=lenet5", f"weights={run / 'best.ckpt'}"]))
     for network in (trained(describe(load(run)), run), trained(given, None)):
         assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_detectors_levels_and_the_objects_that_its_priors_reach(capsys, tmp_path):
+    words = ("model=yolov2", "data=digit_boxes", "data.num_train=12", "data.num_val=2", "data.num_test=2")
+    words = (*words, f"data.cache_dir={tmp_path}", "model.anchors=[[20,30],[60,150]]")
+    found = facts(capsys, *words)
+    (level,) = found["levels"]
+    assert (level["layer"], level["stride"], level["places"], level["sizes"]) == (
+        "predict", 8, [16, 16], [[20, 30], [60, 150]],
+    )  # fmt: skip
+    warnings = [f["message"] for f in found["findings"] if f["kind"] == "prior"]
+    assert (
+        len(warnings) == 1
+        and "60x150 pixels (width x height) is larger than the receptive field, 110x110" in warnings[0]
+    )
+    _, targets = cached_boxes("train", 12, (128, 128), 0, tmp_path)
+    real = [box for image in targets for box in image.tolist() if box[4] >= 0 and not box[5]]
+    near = sum(any(overlap(box, x, y, w, h) >= 0.5 for x in range(4, 128, 8) for y in range(4, 128, 8)
+                   for w, h in ((20, 30), (60, 150))) for box in real)  # fmt: skip
+    assert 0 < near < len(real)
+    assert found["reach"]["images"] == 12
+    assert (found["reach"]["objects"]["all"], found["reach"]["reached"]["all"]) == (len(real), near)
+    assert f"{near / len(real):.1%} of {len(real)} objects in 12 training images" in inspect(capsys, *words)
+    assert "60x150" in inspect(capsys, *words, "format=markdown")
+
+
+def overlap(box: list[float], x: float, y: float, w: float, h: float) -> float:
+    across = max(min(box[2], x + w / 2) - max(box[0], x - w / 2), 0)
+    along = max(min(box[3], y + h / 2) - max(box[1], y - h / 2), 0)
+    common = across * along
+    return common / ((box[2] - box[0]) * (box[3] - box[1]) + w * h - common)

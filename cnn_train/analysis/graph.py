@@ -119,7 +119,8 @@ class Graph:
     """A traced network: `rows` per layer in order of execution, `nodes` per operation, totals.
 
     `parameters` counts every parameter of the module once, used or not; `multiply_adds` counts convolutions and matrix
-    products, for one image, as half of `torch.utils.flop_counter`'s flops.
+    products, for one image, as half of `torch.utils.flop_counter`'s flops. `levels` are the nodes of the maps whose
+    places a detector's output joins, in its order, or else the output's own.
     """
 
     input_size: tuple[int, int, int]
@@ -127,6 +128,7 @@ class Graph:
     nodes: list[Node]
     spans: list[Span]
     parameters: int
+    levels: tuple[int, ...] = ()
 
     @property
     def multiply_adds(self) -> int:

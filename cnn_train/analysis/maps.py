@@ -17,10 +17,15 @@ Dims = tuple[tuple[Atom, ...], ...]
 
 @dataclass(frozen=True)
 class Map:
-    """A tensor that depends on the image: its node, and which dimension holds which axis."""
+    """A tensor that depends on the image: its node, and which dimension holds which axis.
+
+    `joined`: the nodes of maps whose places stand one after another in it, as a detector's levels do. It has no axes
+    then, and its node is the one of them that sees most.
+    """
 
     node: int
     dims: Dims
+    joined: tuple[int, ...] = ()
 
 
 class Unknown(Exception):
@@ -124,6 +129,12 @@ class Maps:
             return Sight(local, (whole,) * units, whole, True), drift
         clipped = inside[0] if len(set(inside)) == 1 else tuple(hull(seen) for seen in zip(*inside, strict=True))
         return Sight(local, clipped, whole), drift
+
+    def join(self, out: Tensor, states: list[Map]) -> None:
+        """The places of these maps one after another, or of maps that are so joined already."""
+        nodes = tuple(node for state in states for node in (state.joined or (state.node,)))
+        most = max(nodes, key=lambda node: sum(sight.size for sight in self.nodes[node].sights))
+        self.keep(out, Map(most, (), nodes))
 
     def pointwise(self, base: str, tracked: list[Tensor], outputs: list[Tensor]) -> None:
         out = outputs[0]

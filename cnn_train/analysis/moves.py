@@ -7,6 +7,13 @@ from torch import Tensor
 from cnn_train.analysis.fields import Reads, pick
 from cnn_train.analysis.maps import Atom, Dims, Map, Maps, Unknown, axes_of
 
+# fmt: off
+MOVES = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "permute", "transpose", "t", "expand",
+    "slice", "select", "split", "split_with_sizes", "unbind", "cat", "clone", "softmax", "_softmax",
+})
+# fmt: on
+
 
 class Moves(Maps):
     """The rules for operations that move, cut and join dimensions."""
@@ -96,8 +103,12 @@ class Moves(Maps):
         out = outputs[0]
         dim = named["dim"] % out.dim()
         states = [self.maps[id(t)] for t in named["tensors"] if id(t) in self.maps and t.numel()]
-        if len(named["tensors"]) > 1 and any(size > 1 for s in states for size, a in s.dims[dim] if a is not None):
-            raise Unknown("it joins maps side by side; only joining channels keeps places apart")
+        if len(named["tensors"]) == 1:
+            self.pointwise("cat", list(named["tensors"]), outputs)
+            return
+        if any(size > 1 for s in states for size, a in s.dims[dim] if a is not None):
+            self.join(out, states)
+            return
         dims = list(max((s.dims for s in states), key=lambda d: sum(len(axes_of(atoms)) for atoms in d)))
         dims[dim] = ((out.shape[dim], None),)
         self.add(out, tuple(dims), [(s, {}) for s in states], "cat")

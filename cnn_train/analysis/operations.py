@@ -21,7 +21,7 @@ from cnn_train.analysis.fields import (
 )
 from cnn_train.analysis.maps import Atom, Dims, Map, Unknown, axes_of
 from cnn_train.analysis.modules import tensors
-from cnn_train.analysis.moves import Moves
+from cnn_train.analysis.moves import MOVES, Moves
 
 # fmt: off
 _POINTWISE = frozenset({
@@ -49,6 +49,14 @@ class Operations(Moves):
         Unknown says why it cannot be followed.
         """
         rule = getattr(self, f"_op_{base.lstrip('_')}", None)
+        joined = [state for t in tracked if (state := self.maps[id(t)]).joined]
+        if joined:
+            if base not in MOVES and base not in _POINTWISE and torch.Tag.pointwise not in func.tags:
+                raise Unknown("it reads maps that were joined side by side; only joining channels keeps places apart")
+            more = base == "cat" and len(joined) < len(tracked)
+            for out in outputs:
+                self.join(out, [self.maps[id(t)] for t in tracked] if more else joined[:1])
+            return
         if rule is not None:
             named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
             for argument in func._schema.arguments:

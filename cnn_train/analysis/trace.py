@@ -146,6 +146,7 @@ class _Tracer:
         self.stack: list[_Call] = []
         self.counted: set[int] = set()
         self.parameter_of = originals
+        self.levels: tuple[int, ...] = ()
 
     def run(self, image: Tensor) -> None:
         with ExitStack() as stack:
@@ -154,7 +155,7 @@ class _Tracer:
                 stack.callback(m.register_forward_hook(self._leave, with_kwargs=True).remove)
             try:
                 with _Dispatch(self._record):
-                    self.module(image)
+                    output = self.module(image)
             except Unknown as error:
                 raise ValueError(str(error)) from None
             except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError) as error:
@@ -164,11 +165,14 @@ class _Tracer:
                     f"the network fails on an input of {self.input_size} at {_at(where)}: {reason}; "
                     "give another input size, or make the forward independent of the values of tensors"
                 ) from error
+        first = self.maps.get(id(next(tensors(output), None)))
+        if first is not None:
+            self.levels = first.joined or (first.node,)
         self._unused()
 
     def graph(self) -> Graph:
         total = sum(p.numel() for p in self.module.parameters())
-        return Graph(self.input_size, self.rows, self.nodes, self.spans, total)
+        return Graph(self.input_size, self.rows, self.nodes, self.spans, total, self.levels)
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -183,6 +187,8 @@ class _Tracer:
         inputs = [t for t in tensors((args, kwargs)) if id(t) in self.maps]
         outside = not any(c.leaf for c in self.stack)
         if call.opaque and inputs:
+            if self.maps[id(inputs[0])].joined:
+                raise Unknown(f"cannot follow {_at(call.name)}: it reads maps that were joined side by side")
             if isinstance(module, nn.RNNBase):
                 self.operations.recurrent(module, inputs[0], output)
                 out = next(iter(tensors(output)), None)
@@ -251,6 +257,8 @@ class _Tracer:
             target.norm_values = values
         tracked = [t for t in tensors((args, kwargs)) if id(t) in self.maps]
         outputs = [t for t in tensors(out)]
+        if base in _VIEWS and args and id(args[0]) in self.parameter_of and len(outputs) == 1:
+            self.parameter_of[id(outputs[0])] = self.parameter_of[id(args[0])]
         if work["geometry"] and (not target.geometry or (tracked and target.geometry.get("groups") is None)):
             target.geometry = work["geometry"]
         if any(c.opaque for c in self.stack):

@@ -1,11 +1,14 @@
 """What is known of a network without running it: its graph, findings, memory, and stages by resolution."""
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnn_train.config.build import build
 from cnn_train.errors import ConfigError
+from cnn_train.inspection.levels import Level, Reach, levels, reach, too_large
 from cnn_train.inspection.subject import Subject
 
 if TYPE_CHECKING:  # torch comes after the config is checked
@@ -24,13 +27,16 @@ class Report:
     batch_size: int
     device: str
     available: int
+    levels: list[Level] = field(default_factory=list)
+    reach: Reach | None = None
 
 
 def examine(subject: Subject, *, depth: int | None = None, batch_size: int | None = None) -> Report:
     """Follow an image through the network; rows are summed up `depth` names deep.
 
-    `batch_size` is that of the memory estimate, by default the data's. Raises ConfigError where an operation cannot be
-    followed, and for images that the network cannot take.
+    `batch_size` is that of the memory estimate, by default the data's. A detector's levels are examined too, and which
+    of the data's objects they reach. Raises ConfigError where an operation cannot be followed, and for images that the
+    network cannot take.
     """
     from cnn_train.analysis import diagnose, trace, training_memory
 
@@ -47,7 +53,12 @@ def examine(subject: Subject, *, depth: int | None = None, batch_size: int | Non
         memory = None
     device, available = device_memory()
     batch_size = batch_size or subject.cfg.data.get("batch_size") or 1
-    return Report(subject, graph, rows, diagnose(graph), memory, batch_size, device, available)
+    stages = levels(subject.network, graph)
+    found = [*diagnose(graph), *too_large(stages)]
+    if stages:  # no unit of a detector needs to see more than an object
+        found = [finding for finding in found if finding.kind != "small-field"]
+    seen = reach(subject.network, build(subject.cfg.loss), subject.data) if stages and subject.data else None
+    return Report(subject, graph, rows, found, memory, batch_size, device, available, stages, seen)
 
 
 def optimizer_slots(node: Any) -> int:
@@ -97,8 +108,11 @@ def stages(graph: "Graph") -> list[Stage]:
     pooled maps have, are left out, except for the network's last.
     """
     found: list[tuple[Stage, int]] = []  # with the depth of its name
+    calls = Counter(span.name for span in graph.spans)
     for span in graph.spans:
         if not span.name or span.node is None or span.shape is None or len(span.shape) != 3:
+            continue
+        if calls[span.name] > 1:  # a detector's head, which has a map of each of its levels
             continue
         rows, columns = graph.nodes[span.node].sights
         if rows.collapsed or columns.collapsed:

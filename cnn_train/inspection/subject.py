@@ -37,7 +37,8 @@ def describe(
     """Build the network of a config on the meta device.
 
     Without `with_data`, classes, channels and image size are those that the network was published with. With it they
-    are the data's, which is loaded only where its YAML does not state them, or where its images are wanted.
+    are the data's, which is loaded only where its YAML does not state them, where its images are wanted, or for a
+    detector, whose priors are matched with its objects.
     """
     import torch
 
@@ -57,6 +58,8 @@ def describe(
     layers = build_layers(cfg)
     with torch.device("meta"), without_values():
         network = build(cfg.model, num_classes=num_classes, in_channels=in_channels, layers=layers)
+    if with_data and data is None and hasattr(network, "priors"):
+        data = build(cfg.data)
     if cfg.image_size is None:
         from cnn_train.models.network import min_size
 

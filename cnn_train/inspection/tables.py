@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cnn_train.inspection import levels
 from cnn_train.inspection.examine import Report, stages
 
 if TYPE_CHECKING:
@@ -90,7 +91,11 @@ def totals(report: Report) -> dict[str, str]:
         largest = memory.largest_batch(report.available)
         result["training memory"] = f"about {bytes_text(memory.peak(report.batch_size))} at batch {report.batch_size}"
         result["largest batch"] = f"about {largest:,} in {bytes_text(report.available)} free ({report.device})"
-    return result
+    return result | (levels.reach_lines(report.reach) if report.reach is not None else {})
+
+
+def level_cells(report: Report) -> list[tuple[str, ...]]:
+    return [levels.cells(number, level) for number, level in enumerate(report.levels)]
 
 
 def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 4) -> str:
@@ -108,6 +113,8 @@ def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 4) 
 
 def as_table(report: Report) -> str:
     text = aligned(HEADS, [cells(row) for row in report.rows]) + "\n"
+    if report.levels:
+        text += aligned(levels.HEADS, level_cells(report), left=2) + "\n"
     lines = totals(report)
     width = max(map(len, lines))
     text += "".join(f"{name:<{width}}  {value}\n" for name, value in lines.items())
@@ -116,6 +123,8 @@ def as_table(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     text = markdown(HEADS, [cells(row) for row in report.rows], left=4) + "\n"
+    if report.levels:
+        text += markdown(levels.HEADS, level_cells(report), left=2) + "\n"
     text += "".join(f"- {name}: {value}\n" for name, value in totals(report).items())
     return text + "".join(f"- warning, `{found.layer}`: {found.message}\n" for found in report.findings)
 
@@ -149,6 +158,8 @@ def facts(report: Report) -> dict[str, Any]:
         "batch_size": report.batch_size,
         "largest_batch": None if memory is None else memory.largest_batch(report.available),
         "device": {"name": report.device, "free_bytes": report.available},
+        "levels": [asdict(level) for level in report.levels],
+        "reach": None if report.reach is None else asdict(report.reach),
         "layers": [_plain(row) for row in report.rows],
         "findings": [{"kind": f.kind, "layer": f.layer, "message": f.message} for f in report.findings],
     }
@@ -193,6 +204,11 @@ def show_on_terminal(report: Report) -> None:
     console.print(table)
     if left_out:
         console.print(f"[dim]no room for {', '.join(left_out)}: widen the terminal, or format=markdown[/]")
+    if report.levels:
+        table = Table(*levels.HEADS, box=None, padding=(0, 1), header_style="bold cyan")
+        for texts_of_level in level_cells(report):
+            table.add_row(*map(escape, texts_of_level))
+        console.print(table)
     lines = totals(report)
     width = max(map(len, lines))
     for name, value in lines.items():

@@ -45,8 +45,8 @@ class SpaceToDepth(nn.Module):
         if below or right:
             x = nn.functional.pad(x, (0, right, 0, below))
         number, channels = x.shape[:2]
-        squares = x.view(number, channels, height, self.scale, width, self.scale)
-        return squares.permute(0, 3, 5, 1, 2, 4).reshape(number, -1, height, width)
+        squares = nn.functional.pixel_unshuffle(x, self.scale).view(number, channels, -1, height, width)
+        return squares.transpose(1, 2).reshape(number, -1, height, width)
 
 
 class YOLOv2(nn.Module):

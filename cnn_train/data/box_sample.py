@@ -1,0 +1,16 @@
+"""Boxes of some training images, for what is measured on them before training."""
+
+import torch
+from torch import Tensor
+
+from cnn_train.data.boxes import UNUSED, pack_boxes
+from cnn_train.data.data import Data
+
+
+def training_boxes(data: Data, most: int) -> Tensor:
+    """Boxes (N, M, 6) of up to `most` training images, evenly drawn and unaltered, at the size of training."""
+    total = data.size("train")
+    indices = torch.linspace(0, total - 1, min(most, total)).round().long()
+    parts = data.splits["train"].batches(indices.split(64), None, data.seed, torch.device("cpu"))
+    targets = [boxes for _, part in parts for boxes in part.float()]
+    return pack_boxes([boxes[boxes[:, 4] != UNUSED[4]] for boxes in targets])
