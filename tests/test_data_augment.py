@@ -270,5 +270,6 @@ def test_every_choice_of_the_config_builds_and_runs(path, channels):
     augment = build(compose([f"augment={path.stem}"]).augment)
     if augment is None or (channels == 1 and path.stem in ("lighting", "imagenet")):
         return
-    images, _ = augment(images_of(3, channels=channels), torch.arange(3), torch.arange(3), 0, 0, LABELS)
+    spec, targets = (LABELS, torch.arange(3)) if "labels" in augment.supports else (MAPS, maps_of(3))
+    images, _ = augment(images_of(3, channels=channels), targets, torch.arange(3), 0, 0, spec)
     assert images.shape == (3, channels, 20, 24) and images.dtype == torch.uint8

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from cnn_train import load
 from cnn_train.__main__ import main
+from cnn_train.boxes import cluster_sizes
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
+from cnn_train.config.load import load as load_config
 from cnn_train.data.data import Batch, Data, DataSet, InMemory
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.build import build_task, monitored
@@ -29,6 +31,7 @@ from cnn_train.layers import LayerFactory
 from cnn_train.postprocess.nms import NMS
 from cnn_train.runs import checkpoint
 from cnn_train.runs import folder as run_folder
+from cnn_train.runs.find import unfinished
 from cnn_train.tasks.detection import Detection
 from cnn_train.tasks.pictures import JUDGED, detection_panel, judge
 from cnn_train.training.gradient import Gradient, Totals
@@ -253,8 +256,11 @@ def prepare(folder: Path, *words: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    options = ["callbacks.checkpoint.every_steps=1", "augment=shift", "trainer.ema=0.9", "trainer.accumulate=2"]
+@pytest.mark.parametrize(
+    "more", [["augment=shift"], ["augment=mosaic", "augment.off_epochs=0", "data.multi_scale=[64,96]"]]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, more):
+    options = ["callbacks.checkpoint.every_steps=1", "trainer.ema=0.9", "trainer.accumulate=2", *more]
     reference, folder = prepare(tmp_path / "whole", *options), prepare(tmp_path / "killed", *options)
     whole(reference)
 
@@ -266,6 +272,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert checkpoint.load(folder / "last.ckpt")["progress"]["step"] == 6
     whole(folder, resume=True)
     assert difference(reference, folder) == ""
+
+
+def test_anchors_of_the_training_boxes_are_written_into_the_config(tmp_path):
+    words = [*TINY[1:], "model=yolov2", "model.anchors=auto", f"output_dir={tmp_path}"]
+    cfg = compose(words)
+    text = OmegaConf.to_yaml(cfg)
+    folder = tmp_path / "yolov2" / "1"
+    folder.mkdir(parents=True)
+    run_folder.describe(folder, text, "cnn-train")
+    network, data = build_network_and_data(cfg, folder=folder)
+    boxes = data.splits["train"].targets.flatten(0, 1)
+    boxes = boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] == 0)]
+    sizes = boxes[:, 2:4] - boxes[:, :2]
+    expected, reached = cluster_sizes(sizes, 5)
+    saved = load_config(folder).model.anchors
+    assert len(saved) == 5 and saved == network.anchors == cfg.model.anchors
+    torch.testing.assert_close(torch.tensor(list(map(list, saved))), expected, atol=0.01, rtol=0)
+    assert any(f"5 anchors from {len(sizes)} objects: mean IoU {reached:.3f}" in note for note in data.notes)
+    assert unfinished(tmp_path / "yolov2", text) == folder  # resume=auto knows it by the line that was typed
+    assert unfinished(tmp_path / "yolov2", text.replace("seed: 0", "seed: 1")) is None
 
 
 @pytest.mark.slow

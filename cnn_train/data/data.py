@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_train.data.augment import Augment, check_support
+from cnn_train.data.augment import Augment, apply, check_support
 from cnn_train.data.boxes import UNUSED
 from cnn_train.data.joined import Joined
 from cnn_train.data.sampling import balanced_order, uniform_order
+from cnn_train.data.scales import Scales
 from cnn_train.data.splits import skipped_table, split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
@@ -141,6 +142,7 @@ class Data:
     `batch_size` is that of all processes together. `normalize` is "standardize" (zero mean and unit deviation by `mean`
     and `std` per channel, computed from the training images where they are not given), "minmax" ([0, 1]) or "none" (0
     to 255). `sampler` is "uniform", each training image once an epoch, or "balanced", each class as often as another.
+    With `multi_scale`, training images get another shorter side within these bounds every ten steps.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Data:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         sampler: Literal["uniform", "balanced"] = "uniform",
+        multi_scale: Sequence[int] | None = None,
     ):
         self.name, self.class_names = data_set.name, list(data_set.class_names)
         self.num_classes, self.in_channels = len(self.class_names), data_set.in_channels
@@ -175,6 +178,7 @@ class Data:
         train, self.augment = data_set.splits["train"].augmented(augment)
         self.splits: dict[str, Source] = {**data_set.splits, "train": train}
         self._balanced = self._labels_to_balance() if sampler == "balanced" else None
+        self._scales = None if multi_scale is None else Scales(multi_scale, self.image_size, seed)
         self.drop_last = drop_last and len(train) >= batch_size
         self.normalize_by(*self._normalization(mean, std))
 
@@ -221,6 +225,11 @@ class Data:
         self.mean, self.std = list(mean), list(std)
         self._scale, self._shift = scale_and_shift(self.mean, self.std)
 
+    def fit_scales(self, multiple: int, least: int) -> None:
+        """Draw sides that are multiples of a network's largest stride; `least` is the smallest that it takes."""
+        if self._scales is not None:
+            self._scales.fit(multiple, least)
+
     def size(self, split: str) -> int:
         """Number of samples."""
         return len(self.splits[split])
@@ -250,20 +259,24 @@ class Data:
         blocks = [indices[first : first + together] for first in range(0, len(indices), together)]
         joined = [torch.cat(block) for block in blocks]
         made = self.splits["train"].batches(joined, epoch, self.seed, device)
-        for block, index, (images, targets) in zip(blocks, joined, made, strict=True):
+        for number, (block, index, (images, targets)) in enumerate(zip(blocks, joined, made, strict=True)):
             targets = self._typed(targets)
             if self.augment is not None:
                 images, targets = self.augment(images, targets, index, epoch, self.seed, self.spec)
             sizes = [len(part) for part in block]
+            if self._scales is not None:
+                step = self.train_steps(world_size) * epoch + start + number
+                images, targets = apply(self._scales.at(step), images, targets, self.spec)
             yield from map(Batch, self.to_input(images).split(sizes), targets.split(sizes), block)
 
     def _steps_together(self) -> int:
         """How many small batches are made at once, to share the fixed cost of each operation.
 
-        Each sample's randomness is its own, so this changes nothing, except for augmentations that mix samples.
+        Each sample's randomness is its own, so this changes nothing, except for augmentations that mix samples; and
+        steps of several scales cannot be joined.
         """
         mixes = self.augment is not None and self.augment.mixes
-        if mixes or not isinstance(self.splits["train"], InMemory):
+        if mixes or self._scales is not None or not isinstance(self.splits["train"], InMemory):
             return 1
         numbers = self.batch_size * self.in_channels * self.image_size[0] * self.image_size[1]
         return min(max(2**20 // numbers, 1), 16)

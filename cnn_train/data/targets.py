@@ -8,6 +8,7 @@ from typing import Literal
 Targets = Literal["labels", "multilabels", "maps", "boxes"]
 EVERY_KIND: frozenset[Targets] = frozenset({"labels", "multilabels", "maps", "boxes"})
 OF_WHOLE_IMAGES: frozenset[Targets] = frozenset({"labels", "multilabels"})
+WITH_PLACES: frozenset[Targets] = frozenset({"maps", "boxes"})
 TASKS: dict[Targets, str] = {
     "labels": "classification",
     "multilabels": "multilabel",

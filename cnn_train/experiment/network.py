@@ -12,9 +12,10 @@ from torch import nn
 from cnn_train.config.build import build, build_layers
 from cnn_train.config.choices import Choices
 from cnn_train.config.signatures import signature
+from cnn_train.data.box_sample import box_sizes
 from cnn_train.data.data import Data
 from cnn_train.errors import ConfigError
-from cnn_train.experiment import weights
+from cnn_train.experiment import anchors, weights
 from cnn_train.layers.init import lsuv_calibrate
 from cnn_train.layers.norm import synchronizes
 from cnn_train.models.network import main_scores, min_size, task_of
@@ -40,7 +41,11 @@ def build_network_and_data(
     data: Data = build(cfg.data)
     torch.manual_seed(cfg.seed)
     layers = build_layers(cfg)
-    network = build_network(cfg, num_classes=data.num_classes, in_channels=data.in_channels, layers=layers)
+    given: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels, "layers": layers}
+    auto = anchors.asked_for(cfg)
+    if auto:
+        given["box_sizes"] = box_sizes(data)
+    network = build_network(cfg, **given)
     check_task(network, data, cfg)
     least = min_size(network)
     if min(data.image_size) < least:
@@ -51,6 +56,10 @@ def build_network_and_data(
             )
         data = build(cfg.data, image_size=least)
     data, taken_over = preprocessed(data, cfg, how, whose="run" if saved is not None else "weights")
+    priors: Any = getattr(network, "priors", None)
+    data.fit_scales(1 if priors is None else int(priors(data.image_size).strides.max()), least)
+    if auto:
+        anchors.keep(cfg, network, given["box_sizes"], data, folder if tells else None)
     check_fit(network, data, cfg, num_processes)
     if start is not None:
         report = weights.start_from(start, network, cfg, data.class_names)

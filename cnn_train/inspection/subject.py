@@ -55,9 +55,15 @@ def describe(
         num_classes, in_channels, size = published(cfg, choices)
     size = size if cfg.image_size is None else cfg.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    layers = build_layers(cfg)
+    parts: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "layers": build_layers(cfg)}
+    if cfg.model.get("anchors") == "auto":
+        if data is None:
+            raise ConfigError("model.anchors=auto needs training boxes; add data=, or give anchors")
+        from cnn_train.data.box_sample import box_sizes
+
+        parts["box_sizes"] = box_sizes(data)
     with torch.device("meta"), without_values():
-        network = build(cfg.model, num_classes=num_classes, in_channels=in_channels, layers=layers)
+        network = build(cfg.model, **parts)
     if with_data and data is None and hasattr(network, "priors"):
         data = build(cfg.data)
     if cfg.image_size is None:

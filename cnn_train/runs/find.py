@@ -1,6 +1,7 @@
 """Finding runs: by folder, checkpoint file, the beginning of a name, or `last`; and the newest unfinished one."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,14 @@ def names(folder: Path, output_dir: str | Path) -> tuple[str, ...]:
 def unfinished(parent: Path, config_yaml: str) -> Path | None:
     """The newest run folder in `parent` of this very config that has no results yet and that no process trains in."""
     for path in sorted(parent.glob("*/config.yaml"), reverse=True):
-        same = path.read_text(encoding="utf-8") == secrets.mask_settings(config_yaml)
+        same = _typed(path.read_text(encoding="utf-8"), config_yaml) == secrets.mask_settings(config_yaml)
         if same and not (path.parent / "metrics.json").exists() and run_folder.is_free(path.parent):
             return path.parent
     return None
+
+
+def _typed(saved_yaml: str, config_yaml: str) -> str:
+    """A saved config as it was composed: anchors that the run took from its data are `auto` again."""
+    if "\n  anchors: auto\n" not in config_yaml:
+        return saved_yaml
+    return re.sub(r"\n  anchors:\n(  - - .*\n    - .*\n)+", "\n  anchors: auto\n", saved_yaml)

@@ -8,9 +8,10 @@ torchvision.transforms.v2 on a sample at a time, so that a data worker may do th
 
 from cnn_train.data.augment.colour import Erase, Lighting
 from cnn_train.data.augment.compose import Augment, Compose, check_support, split_stages
+from cnn_train.data.augment.detection import HSV, Jitter, Mosaic, SamplePatch, mosaic, ssd, yolo
 from cnn_train.data.augment.geometry import Flip, PadCrop, Shift
 from cnn_train.data.augment.mix import CutMix, MixUp
-from cnn_train.data.augment.moves import Move, Resample, apply
+from cnn_train.data.augment.moves import Move, Resample, Resize, apply
 from cnn_train.data.augment.recipes import flip_crop, random_resized_crop, scale_crop_flip
 from cnn_train.data.augment.sample import (
     ColorJitter,
@@ -22,7 +23,35 @@ from cnn_train.data.augment.sample import (
 )
 
 __all__ = [
-    "Augment", "ColorJitter", "Compose", "CutMix", "Erase", "Flip", "Lighting", "MixUp", "Move", "PadCrop", "PerSample",
-    "RandAugment", "RandomResizedCrop", "Resample", "ScaleCrop", "Shift", "TrivialAugment", "apply", "check_support",
-    "flip_crop", "random_resized_crop", "scale_crop_flip", "split_stages",
+    "HSV",
+    "Augment",
+    "ColorJitter",
+    "Compose",
+    "CutMix",
+    "Erase",
+    "Flip",
+    "Jitter",
+    "Lighting",
+    "MixUp",
+    "Mosaic",
+    "Move",
+    "PadCrop",
+    "PerSample",
+    "RandAugment",
+    "RandomResizedCrop",
+    "Resample",
+    "Resize",
+    "SamplePatch",
+    "ScaleCrop",
+    "Shift",
+    "TrivialAugment",
+    "apply",
+    "check_support",
+    "flip_crop",
+    "mosaic",
+    "random_resized_crop",
+    "scale_crop_flip",
+    "split_stages",
+    "ssd",
+    "yolo",
 ]  # fmt: skip

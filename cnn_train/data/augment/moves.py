@@ -127,17 +127,18 @@ class Resample:
     """A part of one image (C, H, W), scaled and padded.
 
     `part` is top, left, height and width; `scaled` its new height and width; `border` what is added left, right, above
-    and below, or cut off where it is negative.
+    and below, or cut off where it is negative; `fill` the value of pixels that are added.
     """
 
     part: tuple[int, int, int, int]
     scaled: tuple[int, int]
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    fill: int = 0
 
     def images(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2.functional import resized_crop
 
-        return self._padded(resized_crop(images, *self.part, list(self.scaled), antialias=True), 0)
+        return self._padded(resized_crop(images, *self.part, list(self.scaled), antialias=True), self.fill)
 
     def maps(self, maps: Tensor, ignore_index: int) -> Tensor:
         from torchvision.transforms import InterpolationMode
@@ -155,6 +156,26 @@ class Resample:
 
     def _padded(self, images: Tensor, value: int) -> Tensor:
         return F.pad(images, self.border, value=value) if any(self.border) else images
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Images (N, C, H, W) brought to another size as a whole."""
+
+    size: tuple[int, int]
+
+    def images(self, images: Tensor) -> Tensor:
+        from torchvision.transforms.v2.functional import resize
+
+        return resize(images, list(self.size), antialias=True)
+
+    def maps(self, maps: Tensor, ignore_index: int) -> Tensor:
+        moved = F.interpolate(maps.unsqueeze(1).float(), self.size, mode="nearest-exact")
+        return moved.squeeze(1).to(maps.dtype)
+
+    def matrix(self, size: tuple[int, int]) -> Tensor:
+        down, right = self.size[0] / size[0], self.size[1] / size[1]
+        return torch.tensor([[right, 0.0, 0.0], [0.0, down, 0.0]])
 
 
 def affine(xx: Tensor, xy: Tensor, x: Tensor, yx: Tensor, yy: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ https://arxiv.org/abs/1612.08242, with the layers of the release's yolov2-voc.cf
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,14 @@ from cnn_train.layers.blocks import ConvNormAct
 from cnn_train.models.classification.darknet import Leaky
 from cnn_train.models.detection.priors import Outputs, PriorGrid, Priors, flatten_levels
 from cnn_train.models.detection.pyramid import cut_encoder
-from cnn_train.models.detection.yolov3 import Maps, coding_of, split_columns, start, start_without_objects
+from cnn_train.models.detection.yolov3 import (
+    Maps,
+    coding_of,
+    resolved_anchors,
+    split_columns,
+    start,
+    start_without_objects,
+)
 
 __all__ = ["yolov2"]
 
@@ -94,6 +101,7 @@ class YOLOv2(nn.Module):
             self.reorg = SpaceToDepth(factor)
             added = passthrough_channels * factor**2
         self.conv3 = ConvNormAct(added + channels, channels, 3, act=Leaky, layers=layers)
+        self.anchors = [list(anchor) for anchor in anchors]
         self.columns = 5 + num_classes
         self.predict = nn.Conv2d(channels, len(anchors) * self.columns, 1)
         for module in (self.conv1, self.conv2, self.squeeze, self.conv3):
@@ -137,14 +145,16 @@ def yolov2(
     channels: int = 1024,
     passthrough: bool = True,
     passthrough_channels: int = 64,
-    anchors: Sequence[Sequence[float]] = PAPER_ANCHORS,
-    location: str = "direct",
+    anchors: Literal["paper", "auto"] | Sequence[Sequence[float]] = "paper",
+    box_sizes: Tensor | None = None,
+    location: Literal["direct", "offset"] = "direct",
     layers: LayerFactory = LayerFactory(),
 ) -> YOLOv2:
     """YOLOv2 on Darknet-19: 50,655,389 parameters at 20 classes, 50,962,889 at 80.
 
     `encoder_widths` are the channels of a ResNet's stages, None its own. `scales` are the stride of the cells and that
-    of the map passed through to them. `anchors` are widths and heights in pixels; the paper's are VOC's at 416.
+    of the map passed through to them. `anchors` are widths and heights in pixels; the paper's are VOC's at 416,
+    "auto" are five clusters of `box_sizes` (n, 2), width and height of the training boxes.
     `location="offset"` predicts centres as Faster R-CNN.
     """
     narrow = {} if encoder_widths is None else {"widths": encoder_widths}
@@ -157,7 +167,7 @@ def yolov2(
         channels=channels,
         passthrough=passthrough,
         passthrough_channels=passthrough_channels,
-        anchors=anchors,
+        anchors=resolved_anchors(anchors, PAPER_ANCHORS, len(PAPER_ANCHORS), box_sizes),
         location=location,
         layers=layers,
     )

@@ -5,11 +5,12 @@ convolutions; what comes before its last 3x3 goes, upsampled, into the next fine
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from cnn_train.boxes import cluster_sizes
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.blocks import ConvNormAct
 from cnn_train.layers.init import he_normal
@@ -93,6 +94,7 @@ class YOLOv3(nn.Module):
         self.min_size = self.backbone.min_size
         wide = [self.backbone.channels[stage] for stage in self.used]
         channels = [c // 2 for c in wide] if channels is None else list(channels)
+        self.anchors = [list(anchor) for anchor in anchors]
         by_scale = anchors_by_scale(anchors, len(scales))
         self.columns = 5 + num_classes
         outputs = [len(shapes) * self.columns for shapes in by_scale]
@@ -163,6 +165,22 @@ def anchors_by_scale(anchors: Sequence[Sequence[float]], scales: int) -> list[li
     return [ordered[i * each : (i + 1) * each] for i in reversed(range(scales))]
 
 
+def resolved_anchors(
+    anchors: str | Sequence[Sequence[float]],
+    paper: Sequence[Sequence[float]],
+    count: int,
+    box_sizes: Tensor | None,
+) -> list[tuple[float, float]]:
+    """Widths and heights as given, the paper's, or by "auto" those of `count` clusters of boxes (n, 2)."""
+    if not isinstance(anchors, str):
+        return [(float(width), float(height)) for width, height in anchors]
+    if anchors == "paper":
+        return [(float(width), float(height)) for width, height in paper]
+    if anchors != "auto" or box_sizes is None:
+        raise ValueError(f"anchors must be sizes, 'paper', or 'auto' with box_sizes, got {anchors!r}")
+    return [(round(width, 2), round(height, 2)) for width, height in cluster_sizes(box_sizes, count)[0].tolist()]
+
+
 def coding_of(location: str) -> Coding:
     """`direct`: the centre stays in its cell; `offset`: it may be anywhere, in units of the anchor (Faster R-CNN)."""
     if location not in ("direct", "offset"):
@@ -192,15 +210,17 @@ def yolov3(
     encoder_options: Mapping[str, Any] | None = None,
     scales: Sequence[int] = (32, 16, 8),
     channels: Sequence[int] | None = None,
-    anchors: Sequence[Sequence[float]] = PAPER_ANCHORS,
-    location: str = "direct",
+    anchors: Literal["paper", "auto"] | Sequence[Sequence[float]] = "paper",
+    box_sizes: Tensor | None = None,
+    location: Literal["direct", "offset"] = "direct",
     layers: LayerFactory = LayerFactory(),
 ) -> YOLOv3:
     """YOLOv3 on Darknet-53: 61,949,149 parameters at 80 classes, 61,626,049 at 20.
 
     `encoder_widths` are the channels of a ResNet's stages, None its own. `scales` are strides, `channels` the width of
     each one's stack, by default half of the encoder's. `anchors` are widths and heights in pixels, the largest at the
-    coarsest scale; the paper's are for images of 416. `location="offset"` predicts centres as Faster R-CNN.
+    coarsest scale; the paper's are for images of 416, "auto" are three clusters a scale of `box_sizes` (n, 2), width
+    and height of the training boxes. `location="offset"` predicts centres as Faster R-CNN.
     """
     narrow = {} if encoder_widths is None else {"widths": encoder_widths}
     return YOLOv3(
@@ -210,7 +230,7 @@ def yolov3(
         network_options={**narrow, **(encoder_options or {})},
         scales=scales,
         channels=channels,
-        anchors=anchors,
+        anchors=resolved_anchors(anchors, PAPER_ANCHORS, 3 * len(scales), box_sizes),
         location=location,
         layers=layers,
     )
