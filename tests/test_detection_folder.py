@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 from PIL import Image
 
 from cnn_train.boxes import clip
+from cnn_train.config.build import build
+from cnn_train.config.compose import compose
 from cnn_train.data.detection_folder import detection_folder
+from cnn_train.data.voc_detection import voc_detection
 from cnn_train.errors import DataError
 from cnn_train.experiment.detect import Finder, Found, detect, write_coco, write_csv, write_voc, write_yolo
 from cnn_train.models.detection.priors import Outputs
@@ -260,6 +264,30 @@ def test_the_settings_that_errors_name_mend_them(tmp_path):
     assert all(torch.equal(mended[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_the_unturned_image_turn_with_it(tmp_path, orientation):
+    root, exif = write(tmp_path / "voc", "voc", scenes(9)), Image.Exif()
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[10:31, 5:47] = 255
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(root / "JPEGImages" / "01.png", exif=exif)
+    path = root / "Annotations" / "01.xml"
+    path.write_text(re.sub(r"<bndbox>.*?</bndbox>", "<bndbox><xmin>6</xmin><ymin>11</ymin><xmax>47</xmax>"
+                           "<ymax>31</ymax></bndbox>", path.read_text(), count=1, flags=re.DOTALL))  # fmt: skip
+    data = detection_folder(str(root), 80, exif="ignore", resize="pad", workers=0)
+    split = next(split for split in data.splits if any(path.endswith("01.png") for path in data.splits[split].paths()))
+    index = [path.endswith("01.png") for path in data.splits[split].paths()].index(True)
+    images, boxes = data.samples(split, [index], device=torch.device("cpu"))
+    rows, columns = (images[0, 0] > 127).any(1).nonzero()[:, 0], (images[0, 0] > 127).any(0).nonzero()[:, 0]
+    shown = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+    assert (boxes[0, 0, :4] - shown).abs().max() <= 1
+    if orientation >= 5:
+        with pytest.raises(
+            DataError, match=r"annotation says 64x48; data\.exif=ignore takes boxes as drawn on the unturned image"
+        ):
+            detection_folder(str(root), 80, workers=0)
+
+
 def test_images_without_annotations_and_clipped_boxes_are_counted(tmp_path, caplog):
     root = write(tmp_path / "yolo", "yolo", scenes(9))
     (root / "labels" / "02.txt").unlink()
@@ -329,3 +357,50 @@ def test_detections_are_in_the_images_own_pixels_and_read_again(tmp_path):
     assert torch.equal(torch.tensor([float(first[k]) for k in ("x1", "y1", "x2", "y2")]), entry.rows[0, :4])
     assert (tmp_path / "out" / "overlays" / "a.png").is_file()
     assert json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"][1]["category_id"] == 2
+
+
+def voc_year(root: Path, year: str, splits: dict[str, list[int]]) -> None:
+    """Scenes as the archives of PASCAL VOC unpack, by number in each list."""
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    found = [scene._replace(image=f"{year}_{scene.image}") for scene in scenes(9, int(year))]
+    images(folder / "JPEGImages", found)
+    write_voc(found, ["cat", "dog", "person"], folder)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, numbers in splits.items():
+        names = [Path(found[number].image).stem for number in numbers]
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+
+
+def test_pascal_voc_of_both_years(tmp_path):
+    voc_year(tmp_path, "2007", {"train": [0, 1, 2], "val": [3, 4], "test": [5, 6, 7]})
+    voc_year(tmp_path, "2012", {"train": [0, 1, 2, 3], "val": [4, 5, 8]})
+    names = {}
+    for year in ("2007", "2012", "07+12"):
+        data = voc_detection(str(tmp_path), 96, year=year, verify=False, workers=0)
+        names[year] = {split: {Path(path).name[:7] for path in source.paths()} for split, source in data.splits.items()}
+        assert data.num_classes == 20 and data.class_names[7] == "cat" and data.image_size == (96, 96)
+    assert names["2007"]["test"] == {"2007_05", "2007_06", "2007_07"} and names["2012"]["test"] == names["2012"]["val"]
+    every = [names[year][split] for year in ("2007", "2012") for split in ("train", "val")]
+    assert names["07+12"]["train"] == set.union(*every) and len(names["07+12"]["train"]) == 12
+    assert names["07+12"]["val"] == names["07+12"]["test"] == names["2007"]["test"]
+    (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"has no ImageSets/Main/test\.txt of VOC2007, which data\.year=07\+12 is judged"
+    ):
+        voc_detection(str(tmp_path), 96, year="07+12", verify=False, workers=0)
+    with pytest.raises(DataError, match=r"VOCdevkit has no VOCdevkit/VOC2012; expected"):
+        voc_detection(str(tmp_path / "VOCdevkit"), 96, verify=False, workers=0)
+
+
+def test_coco_as_its_archives_unpack(tmp_path):
+    for part, numbers in (("train2017", slice(0, 6)), ("val2017", slice(6, 9))):
+        found = scenes(9)[numbers]
+        images(tmp_path / part, found)
+        write_coco(found, NAMES, tmp_path / "written")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "written" / "detections.json").rename(tmp_path / "annotations" / f"instances_{part}.json")
+        (tmp_path / "annotations" / f"captions_{part}.json").write_text('{"annotations": []}')
+    words = ["data=coco", f"data.root={tmp_path}", "model=fcos", "image_size=96", "data.workers=0"]
+    data = build(compose(words).data)
+    assert {split: data.size(split) for split in data.splits} == {"train": 6, "val": 3, "test": 3}
+    assert data.class_names == NAMES and Path(data.splits["val"].paths()[0]).parent.name == "val2017"

@@ -40,7 +40,7 @@ def test_composes_with_its_own_data(name):
     cfg = config(name)
     assert cfg.name == name and cfg.choices.experiment == name
     assert cfg.choices.model in name or cfg.choices.model.startswith("deeplabv3")
-    assert cfg.choices.data in name or name.startswith("lenet5")
+    assert cfg.choices.data.removesuffix("_detection") in name or name.startswith("lenet5")
     assert Choices.find().describe("experiment", name)
 
 
@@ -63,9 +63,15 @@ def test_augmentation_takes_colour_images(name):
     if augment is None:
         return
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
-    segments = cfg.choices.data == "voc"
-    targets = torch.randint(0, 10, (3, 40, 40) if segments else (3,))
-    spec = TargetSpec("maps" if segments else "labels", 10, 255)
+    kind, shape = {
+        "voc": ("maps", (3, 40, 40)),
+        "coco": ("boxes", (3, 2, 6)),
+        "voc_detection": ("boxes", (3, 2, 6)),
+    }.get(cfg.choices.data, ("labels", (3,)))
+    targets = torch.randint(0, 10, shape)
+    if kind == "boxes":
+        targets = torch.tensor([10.0, 10, 30, 30, 1, 0]).expand(shape)
+    spec = TargetSpec(kind, 10, 255)
     changed, labels = augment(images, targets, torch.arange(3), 0, 0, spec)
     assert changed.shape == images.shape and changed.dtype == torch.uint8 and not torch.equal(changed, images)
     assert labels.shape == targets.shape
@@ -73,10 +79,10 @@ def test_augmentation_takes_colour_images(name):
 
 def first_step(name: str) -> None:
     """Network, loss and optimizer of the recipe on embedded data: the loss is finite and the weights move."""
-    segments = config(name).choices.data == "voc"
-    scenes = ["data=digit_scenes", "data.num_train=4", "data.num_val=2", "data.num_test=2"]
+    data = {"voc": "digit_scenes", "coco": "digit_boxes", "voc_detection": "digit_boxes"}.get(config(name).choices.data)
+    few = ["data.num_train=4", "data.num_val=2", "data.num_test=2"]
     small = [
-        *(scenes if segments else ["data=digits"]),
+        *([f"data={data}", *few] if data else ["data=digits"]),
         "data.batch_size=4",
         "data.drop_last=true",
         "augment=none",
@@ -84,11 +90,11 @@ def first_step(name: str) -> None:
     ]
     cfg = compose([f"experiment={name}", "trainer=cpu", *small])
     network, batches = build_network_and_data(cfg)
-    task = build_task(cfg, batches, getattr(network, "aux_weight", 0.0))
+    task = build_task(cfg, batches, network)
     optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
     batch = next(batches.train_batches(0, device=torch.device("cpu")))
     before = [p.detach().clone() for p in network.parameters()]
-    loss = task.total_loss(network.train()(batch.images), batch.targets)
+    loss = task.learn(network.train()(batch.images), batch.targets, batch.images.shape[-2:]).loss
     loss.backward()
     if cfg.trainer.gradient_clip is not None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.trainer.gradient_clip)

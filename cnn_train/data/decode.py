@@ -228,6 +228,18 @@ def _deep_png(path: str | Path, image: Any, layout: str, channels: int) -> NDArr
     return upright(values[..., :channels], orientation)
 
 
+def read_orientation(path: str | Path) -> int:
+    """EXIF's orientation from 1 to 8 of a file; 1 for one that has none, and for a TIFF, which is upright."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            orientation = 1 if image.format == "TIFF" else _orientation(path, image)
+    except (OSError, ValueError, SyntaxError):
+        return 1  # another reader's file; one that nobody can read is reported elsewhere
+    return orientation if 1 <= orientation <= 8 else 1
+
+
 def upright(array: NDArray, orientation: int) -> NDArray:
     """Undo an EXIF orientation from 1 to 8 of values (H, W, C)."""
     if orientation in (5, 6, 7, 8):

@@ -41,6 +41,7 @@ def detection_folder(
     first_class: int = 0,
     box_format: Literal["auto", "corners", "xywh", "centres"] = "auto",
     missing: Literal["empty", "error"] = "empty",
+    exif: Literal["apply", "ignore"] = "apply",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     splits: str | None = None,
@@ -51,8 +52,9 @@ def detection_folder(
     """Images with boxes in the format COCO, VOC, YOLO or CSV; "auto" says in the header which one was recognized.
 
     `classes` are names in the order of the class numbers; without it those that the format has, or else all that occur,
-    by name. Numbers count from `first_class`. `box_format` says what four numbers are, "auto" the format's own. Images
-    without an annotation have no objects, or are an error. Splits, and what else there is, are as in `data.folder`.
+    by name. Numbers count from `first_class`. `box_format` says what four numbers are, "auto" the format's own. Boxes
+    are those of the upright image, with `exif="ignore"` of the image as it is stored. Images without an annotation have
+    no objects, or are an error. Splits, and what else there is, are as in `data.folder`.
     Raises DataError that names everything wrong of the first kind found, with file, line and what mends it.
     """
     path = existing_folder(root, LAYOUT)
@@ -65,17 +67,29 @@ def detection_folder(
         if missing == "error":
             raise DataError(f"{told}, first {found.missing[0]}; data.missing=empty takes them as without objects")
         log.warning("%s and count as images without objects; data.missing=error if they should have one", told)
-    names = class_names(found, classes, first_class)
     boxes = found.boxes if box_format == "auto" else box_format
-    samples = check(found, names, first_class, boxes, max_pixels)
+    names = class_names(found, classes, first_class)
+    samples = check(found, names, first_class, boxes, max_pixels, exif)
     divided, note = divide(path, samples, {"val": val_fraction, "test": test_fraction})
     if splits is not None:
         divided, note = by_table(splits, path, divided), f"splits from {splits}"
-    numbers = {split: _histogram(part, len(names)) for split, part in divided.items()}
-    warn_of_absent(numbers, names, "object")
     notes = [f"format {kind}", note, *found.notes]
-    listing = Listing(path.name, path, "boxes", divided, names, notes)
-    return image_files(listing, image_size, SIDE, max_pixels=max_pixels, resize=resize, **options)
+    return boxes_of_files(path, divided, names, notes, image_size, max_pixels=max_pixels, resize=resize, **options)
+
+
+def boxes_of_files(
+    root: Path,
+    splits: dict[str, Samples],
+    names: list[str],
+    notes: list[str],
+    image_size: int | Sequence[int] | None,
+    **options: Any,
+) -> Data:
+    """The data set of images and boxes that were read and checked."""
+    numbers = {split: _histogram(part, len(names)) for split, part in splits.items()}
+    warn_of_absent(numbers, names, "object")
+    listing = Listing(root.name, root, "boxes", splits, names, notes)
+    return image_files(listing, image_size, SIDE, **options)
 
 
 def recognized(root: Path) -> str:

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cnn_train.data.annotations.record import Annotations, Row
-from cnn_train.data.decode import read_header
+from cnn_train.data.decode import read_header, read_orientation
 from cnn_train.errors import DataError
 
 SLACK = 1.5  # pixels by which a box may reach out of its image without being far outside
@@ -17,6 +17,7 @@ SHARE = 0.02  # of an image's sides, likewise
 MANY = 0.1  # of all boxes: more of a kind are no slips
 Samples = list[tuple[str, Tensor]]
 Size = tuple[int, int]  # height, width
+Box = tuple[float, float, float, float]
 
 
 class Fault(NamedTuple):
@@ -26,12 +27,21 @@ class Fault(NamedTuple):
     where: str
 
 
-def check(found: Annotations, names: list[str], first_class: int, boxes: str, max_pixels: int) -> dict[str, Samples]:
-    """The samples of each split, with boxes (n, 6) in pixels; DataError for what cannot be right.
+def check(
+    found: Annotations,
+    names: list[str],
+    first_class: int,
+    boxes: str,
+    max_pixels: int,
+    exif: Literal["apply", "ignore"] = "apply",
+) -> dict[str, Samples]:
+    """The samples of each split, with boxes (n, 6) in pixels of the upright image; DataError for what cannot be right.
 
-    Boxes that reach a little out of their image are clipped and counted.
+    Boxes that reach a little out of their image are clipped and counted. With `exif="ignore"` boxes were drawn on the
+    image as it is stored, without its orientation, and are turned with it.
     """
-    sizes = _sizes(found, max_pixels)
+    turns = {} if exif == "apply" else _turns(found)
+    sizes = _sizes(found, max_pixels, turns)
     _check_form(found, boxes, sizes)
     faults: list[Fault] = []
     result: dict[str, Samples] = {}
@@ -49,6 +59,7 @@ def check(found: Annotations, names: list[str], first_class: int, boxes: str, ma
                     continue
                 inside = _clip(corners, size)
                 clipped += inside != corners
+                inside = turned(inside, size, turns.get(entry.image, 1))
                 label = numbers[row.label] if isinstance(row.label, str) else row.label - first_class
                 rows.append((*inside, float(label), float(row.ignore)))
             result[split].append((str(entry.image), torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)))
@@ -58,8 +69,26 @@ def check(found: Annotations, names: list[str], first_class: int, boxes: str, ma
     return result
 
 
-def _sizes(found: Annotations, max_pixels: int) -> dict[Path, Size]:
-    """(height, width) of each upright image; DataError for images that are not there or turned."""
+def _turns(found: Annotations) -> dict[Path, int]:
+    """EXIF's orientation of each image that is there."""
+    images = {entry.image for part in found.splits.values() for entry in part}
+    return {path: read_orientation(path) for path in images if path.is_file()}
+
+
+def turned(box: Box, size: Size, orientation: int) -> Box:
+    """Corners in an image stored with this (height, width), after its EXIF orientation is applied."""
+    (x1, y1, x2, y2), (height, width) = box, size
+    if orientation in (5, 6, 7, 8):
+        x1, y1, x2, y2, height, width = y1, x1, y2, x2, width, height
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    return x1, y1, x2, y2
+
+
+def _sizes(found: Annotations, max_pixels: int, turns: Mapping[Path, int]) -> dict[Path, Size]:
+    """(height, width) of each image that boxes are drawn on; DataError for images that are not there or turned."""
     faults: list[Fault] = []
     sizes: dict[Path, Size] = {}
     for entry in (entry for part in found.splits.values() for entry in part):
@@ -68,12 +97,15 @@ def _sizes(found: Annotations, max_pixels: int) -> dict[Path, Size]:
             faults.append(Fault(f"an annotation of an image that is not there, {entry.image}", where))
             continue
         header = read_header(str(entry.image), max_pixels)
-        own = sizes[entry.image] = header.height, header.width
+        own = (header.width, header.height) if turns.get(entry.image, 1) >= 5 else (header.height, header.width)
+        sizes[entry.image] = own
         if entry.size is not None and entry.size != own and entry.size == own[::-1]:
             said, has = (f"{width}x{height}" for height, width in (entry.size, own))
             faults.append(Fault(
-                f"is {has} with its orientation applied, but its annotation says {said}; turn the boxes, or remove the "
-                "orientation from the EXIF data",
+                f"is {has} with its orientation applied, but its annotation says {said}; data.exif=ignore takes boxes "
+                "as drawn on the unturned image" if not turns
+                else f"is {has} as it is stored, but its annotation says {said}; data.exif=apply takes boxes as drawn "
+                "on the upright image",
                 str(entry.image),
             ))  # fmt: skip
     _raise(faults)
@@ -92,20 +124,20 @@ def _check_form(found: Annotations, boxes: str, sizes: Mapping[Path, Size]) -> N
         """Whether the box reaches out if its last two numbers are width and height."""
         return row.box[0] + row.box[2] > size[1] + SLACK or row.box[1] + row.box[3] > size[0] + SLACK
 
-    turned = sum(row.box[2] < row.box[0] for row in rows)
+    crossed = sum(row.box[2] < row.box[0] for row in rows)
     out = sum(outside(row, size) for row, size in every)
     if boxes == "corners" and all(0 <= value <= 1 for row in rows for value in row.box):
         raise DataError(
             f"all {count} boxes in {where} are between 0 and 1: parts of the image where pixels were expected; "
             "data.box_format=centres takes x, y, width and height as parts"
         )
-    if boxes == "corners" and turned > MANY * count:
+    if boxes == "corners" and crossed > MANY * count:
         none = "none have" if not out else f"{out} have"
         raise DataError(
-            f"{turned} of {count} boxes in {where} have x2 < x1, {none} x + w outside its image: they seem to be x, y, "
-            "width, height; data.box_format=xywh"
+            f"{crossed} of {count} boxes in {where} have x2 < x1, {none} x + w outside its image: they seem to be x, "
+            "y, width, height; data.box_format=xywh"
         )
-    if boxes == "xywh" and out > MANY * count and not turned:
+    if boxes == "xywh" and out > MANY * count and not crossed:
         raise DataError(
             f"{out} of {count} boxes in {where} have x + width outside their image, none have x2 < x1: they seem to be "
             "x1, y1, x2, y2; data.box_format=corners"
@@ -118,7 +150,7 @@ def _check_form(found: Annotations, boxes: str, sizes: Mapping[Path, Size]) -> N
         )
 
 
-def to_corners(box: Sequence[float], boxes: str, size: Size) -> tuple[float, float, float, float]:
+def to_corners(box: Sequence[float], boxes: str, size: Size) -> Box:
     """x1, y1, x2, y2 in pixels of an image of (height, width)."""
     a, b, c, d = box
     if boxes == "corners":
@@ -144,7 +176,7 @@ def fault_of(corners: Sequence[float], size: Size) -> str | None:
     return None
 
 
-def _clip(corners: tuple[float, float, float, float], size: Size) -> tuple[float, float, float, float]:
+def _clip(corners: Box, size: Size) -> Box:
     x1, y1, x2, y2 = corners
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(size[1])), min(y2, float(size[0]))
 
