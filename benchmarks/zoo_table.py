@@ -27,8 +27,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 BEGIN, END = "<!-- tables: benchmarks/zoo_table.py --write -->", "<!-- end of tables -->"
 LIBRARIES = {"timm", "torchvision"}
 
-# Top-1 error (segmentation: mean IoU) in percent as the authors published it, on what, and where: a table or figure of
-# the paper in the same row, or their release. Of one model and one view of each image, unless it says otherwise.
+# A recipe's settings, where the YAML of a network has others for a CPU.
+RECIPES = {"yolov2": "yolov2_voc", "yolov3": "yolov3_coco"}
+
+# Top-1 error (segmentation: mean IoU; detection: mean average precision) in percent as the authors published it, on
+# what, and where: a table or figure of the paper in the same row, or their release. Of one model and one view of each
+# image, unless it says otherwise.
 PUBLISHED = {
     "lenet5": ("0.95", "MNIST; Fig. 9, where C3 sees only some of the maps"),
     "alexnet_2012": ("40.7", "ImageNet, 10 crops; Table 2"),
@@ -84,6 +88,13 @@ PUBLISHED = {
     "pspnet": ("77.05", "VOC 2012 val; README of semseg, whose encoder has a stem of three 3x3 convolutions"),
     "refinenet": ("82.4", "VOC 2012 test; Table 5, several scales, COCO before"),
     "gcn": ("82.2", "VOC 2012 test; abstract, COCO before"),
+    "yolov2": ("76.8", "VOC 2007 test, IoU 0.5, trained on 07+12; Table 3"),
+    "yolov3": ("31.0", "COCO test-dev; Table 3"),
+    "ssd300": ("77.2", "VOC 2007 test, IoU 0.5, trained on 07+12; README of the release"),
+    "ssd512": ("79.8", "VOC 2007 test, IoU 0.5, trained on 07+12; README of the release"),
+    "ssd300_vgg16": ("25.1", "COCO val 2017; torchvision"),
+    "retinanet_resnet50_fpn": ("36.4", "COCO val 2017; torchvision"),
+    "fcos_resnet50_fpn": ("39.2", "COCO val 2017; torchvision"),
 }
 
 
@@ -95,7 +106,7 @@ class Row:
     title: str
     paper: str
     year: int
-    segments: bool
+    task: str
     size: int
     parameters: int
     multiply_adds: int
@@ -105,22 +116,24 @@ class Row:
 
 def models() -> list[str]:
     choices = Choices.find()
-    names = [name for name in choices.options("model") if name not in LIBRARIES]
-    return [name for name in names if "models.detection." not in str(choices.body("model", name))]
+    return [name for name in choices.options("model") if name not in LIBRARIES]
 
 
 def describe(model: str) -> Row:
     """Build and follow one network."""
     choices = Choices.find()
     # FCN's YAML has the form for small images.
-    cfg = compose([f"model={model}", *(["model.pad_input=true"] if re.fullmatch(r"fcn\d+s", model) else [])])
+    words = [f"experiment={RECIPES[model]}"] if model in RECIPES else [f"model={model}"]
+    cfg = compose([*words, *(["model.pad_input=true"] if re.fullmatch(r"fcn\d+s", model) else [])])
     module_name = cfg.model._target_.rpartition(".")[0]
     module = importlib.import_module(module_name)
-    segments = ".segmentation." in module_name
+    task = module_name.split(".")[2]
     title = choices.describe("model", model)
     paper, year = reference(inspect.getdoc(module) or "", title)
     num_classes, channels, size = published(cfg, choices)
-    if segments:  # all of them by the same data
+    if model in RECIPES:
+        num_classes, size = (20 if cfg.choices.data == "voc_detection" else 80), cfg.image_size
+    if task == "segmentation":  # all of them by the same data
         voc = choices.body("data", "voc")["published"]
         num_classes, size = voc["num_classes"], voc["image_size"]
     with torch.device("meta"):
@@ -131,7 +144,7 @@ def describe(model: str) -> Row:
         title=re.split(r" \(|;", title)[0],
         paper=paper,
         year=year,
-        segments=segments,
+        task=task,
         size=size,
         parameters=graph.parameters,
         multiply_adds=graph.multiply_adds,
@@ -155,10 +168,13 @@ def reference(docstring: str, description: str) -> tuple[str, int]:
 def last_field(graph: Graph) -> int | None:
     """Side in pixels of what a unit of the last map sees, global operations left out; None without sliding windows.
 
-    The last map is the scores' for segmentation, and for classification what global pooling or a dense layer reads.
+    A detector's is that of the level which sees most. The last map is the scores' for segmentation, and for
+    classification what global pooling or a dense layer reads.
     """
     if not any(row.kernel_size for row in graph.rows):
         return None
+    if len(graph.levels) > 1:
+        return max(graph.nodes[level].sights[0].size for level in graph.levels)
     maps = [
         row
         for row in graph.rows
@@ -187,7 +203,8 @@ def published_error(model: str) -> tuple[str, str]:
 def line(row: Row) -> str:
     """One row of a table."""
     field = "-" if row.receptive_field is None else f"{row.receptive_field:,}"
-    cells = [f"`{row.model}`", row.title, f"{row.paper} {row.year}", f"{row.size}", f"{row.parameters:,}"]
+    recipe = f", `experiment={RECIPES[row.model]}`" if row.model in RECIPES else ""
+    cells = [f"`{row.model}`{recipe}", row.title, f"{row.paper} {row.year}", f"{row.size}", f"{row.parameters:,}"]
     cells += [amount(row.multiply_adds), field, *row.published]
     return f"| {' | '.join(cells)} |"
 
@@ -200,16 +217,17 @@ def amount(number: int) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    """Both tables, by year."""
+    """A table for each task, by year."""
     parts = []
-    for segments, heading in ((False, "Classification"), (True, "Segmentation")):
-        chosen = sorted((r for r in rows if r.segments == segments), key=lambda r: (r.year, r.paper, r.parameters))
+    heads = {"classification": "top-1 error, %", "segmentation": "mean IoU, %", "detection": "mAP, %"}
+    for task, head in heads.items():
+        chosen = sorted((r for r in rows if r.task == task), key=lambda r: (r.year, r.paper, r.parameters))
         if not chosen:
             continue
         names = ["`model=`", "network", "paper", "pixels", "parameters", "multiply-adds", "receptive field"]
-        names += ["mean IoU, %" if segments else "top-1 error, %", "on; published in"]
+        names += [head, "on; published in"]
         rules = ["---"] * 3 + ["---:"] * 5 + ["---"]
-        parts.append(f"## {heading}\n\n| {' | '.join(names)} |\n| {' | '.join(rules)} |")
+        parts.append(f"## {task.title()}\n\n| {' | '.join(names)} |\n| {' | '.join(rules)} |")
         parts[-1] += "".join(f"\n{line(row)}" for row in chosen)
     return "\n\n".join(parts) + "\n"
 

@@ -154,6 +154,6 @@ def test_tables_of_all_networks_are_what_the_code_gives(zoo):
 
 def test_table_names_every_network_and_no_figure_is_of_another(zoo):
     table, page = zoo
-    absent = [name for name in table.models() if f"| `{name}` |" not in page]
+    absent = [name for name in table.models() if f"| `{name}`" not in page]
     assert not absent, "run python benchmarks/zoo_table.py --write"
     assert table.PUBLISHED.keys() <= set(table.models())

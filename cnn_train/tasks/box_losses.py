@@ -116,10 +116,9 @@ def box_terms(kind: str, codes: Tensor, boxes: Tensor, priors: Priors) -> Tensor
 def focal(scores: Tensor, wanted: Tensor, alpha: float, gamma: float) -> Tensor:
     """-alpha_t (1 - p_t)^gamma log p_t of each score (Lin et al. 2017, eq. 5); `alpha` below 0 leaves alpha_t out."""
     likelihood = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
-    probability = scores.sigmoid()
-    hit = probability * wanted + (1 - probability) * (1 - wanted)
-    terms = likelihood * (1 - hit) ** gamma
-    return terms if alpha < 0 else terms * (alpha * wanted + (1 - alpha) * (1 - wanted))
+    miss = (wanted - scores.sigmoid()).abs()  # 1 - p_t
+    terms = likelihood * (miss.square() if gamma == 2 else miss**gamma)
+    return terms if alpha < 0 else terms * torch.lerp(wanted.new_tensor(1 - alpha), wanted.new_tensor(alpha), wanted)
 
 
 def class_targets(classes: Tensor, picked: Picked) -> Tensor:
