@@ -28,6 +28,7 @@ from cnn_train.data.augment import (
 )
 from cnn_train.data.augment.draws import beta as beta_quantiles
 from cnn_train.data.augment.draws import draws
+from cnn_train.data.augment.moves import nearest, resized
 from cnn_train.data.data import Data, DataSet, InMemory
 from cnn_train.data.random import generator
 from cnn_train.data.targets import TargetSpec
@@ -273,3 +274,29 @@ def test_every_choice_of_the_config_builds_and_runs(path, channels):
     spec, targets = (LABELS, torch.arange(3)) if "labels" in augment.supports else (MAPS, maps_of(3))
     images, _ = augment(images_of(3, channels=channels), targets, torch.arange(3), 0, 0, spec)
     assert images.shape == (3, channels, 20, 24) and images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("size", [(10, 12), (20, 24), (33, 7), (64, 64)])
+def test_resizing_is_torchvisions_to_the_bit(size):
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    images, maps = images_of(3), maps_of(3)
+    assert torch.equal(resized(images, size), functional.resize(images, list(size), antialias=True))
+    assert torch.equal(resized(images[0], size), functional.resize(images[0], list(size), antialias=True))
+    expected = functional.resize(maps, list(size), InterpolationMode.NEAREST_EXACT)
+    assert torch.equal(nearest(maps, size), expected)
+
+
+def test_parts_of_random_area_are_drawn_as_torchvision_draws_them():
+    from torchvision.transforms.v2 import RandomResizedCrop as Reference
+
+    crop, image = RandomResizedCrop((0.08, 1.0)), torch.zeros(3, 50, 90, dtype=torch.uint8)
+    for area, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (1 / 9, 1 / 8))):
+        crop, reference = RandomResizedCrop(area, ratio), Reference((10, 10), scale=area, ratio=ratio)
+        for seed in range(40):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                expected = reference.make_params([image])
+                torch.manual_seed(seed)
+                assert crop._part(50, 90) == tuple(expected[key] for key in ("top", "left", "height", "width"))

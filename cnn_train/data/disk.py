@@ -90,7 +90,6 @@ class OnDisk:
         if workers:
             pixels = self.reader.num_channels * self.size[0] * self.size[1]
             check_shared_memory(workers, max(map(len, indices)) * pixels)
-            import torchvision.transforms.v2  # noqa: F401  here once, not for seconds in each new worker
         loader: Any = DataLoader(
             samples,
             batch_sampler=[index.tolist() for index in indices],

@@ -3,6 +3,7 @@
 A move is made from random draws, or from sizes, and knows nothing of targets; `apply` asks what kind the targets are.
 """
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -136,23 +137,19 @@ class Resample:
     fill: int = 0
 
     def images(self, images: Tensor) -> Tensor:
-        from torchvision.transforms.v2.functional import resized_crop
-
-        return self._padded(resized_crop(images, *self.part, list(self.scaled), antialias=True), self.fill)
+        return self._padded(resized(self._cut(images), self.scaled), self.fill)
 
     def maps(self, maps: Tensor, ignore_index: int) -> Tensor:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2.functional import resized_crop
-
-        # Not as a tv_tensors.Mask: for that torchvision takes the pixel above and left, half a pixel beside the image.
-        exact = InterpolationMode.NEAREST_EXACT
-        moved = resized_crop(maps.unsqueeze(0), *self.part, list(self.scaled), exact)
-        return self._padded(moved.squeeze(0), ignore_index)
+        return self._padded(nearest(self._cut(maps)[None], self.scaled)[0], ignore_index)
 
     def matrix(self, size: tuple[int, int]) -> Tensor:
         top, left, height, width = self.part
         down, right = self.scaled[0] / height, self.scaled[1] / width
         return torch.tensor([[right, 0.0, self.border[0] - left * right], [0.0, down, self.border[2] - top * down]])
+
+    def _cut(self, images: Tensor) -> Tensor:
+        top, left, height, width = self.part
+        return images[..., top : top + height, left : left + width]
 
     def _padded(self, images: Tensor, value: int) -> Tensor:
         return F.pad(images, self.border, value=value) if any(self.border) else images
@@ -165,17 +162,38 @@ class Resize:
     size: tuple[int, int]
 
     def images(self, images: Tensor) -> Tensor:
-        from torchvision.transforms.v2.functional import resize
-
-        return resize(images, list(self.size), antialias=True)
+        return resized(images, self.size)
 
     def maps(self, maps: Tensor, ignore_index: int) -> Tensor:
-        moved = F.interpolate(maps.unsqueeze(1).float(), self.size, mode="nearest-exact")
-        return moved.squeeze(1).to(maps.dtype)
+        return nearest(maps, self.size)
 
     def matrix(self, size: tuple[int, int]) -> Tensor:
         down, right = self.size[0] / size[0], self.size[1] / size[1]
         return torch.tensor([[right, 0.0, 0.0], [0.0, down, 0.0]])
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (..., C, H, W) uint8 by antialiased bilinear interpolation: to the bits of torchvision's `resize`.
+
+    Written out, because the import of torchvision takes as long as that of torch.
+    """
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    batch = images.reshape(-1, *images.shape[-3:])
+    vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in (
+        "aarch64",
+        "arm64",
+    )
+    if vectors and images.device.type == "cpu":
+        moved = F.interpolate(batch, size, mode="bilinear", antialias=True)
+    else:
+        moved = F.interpolate(batch.float(), size, mode="bilinear", antialias=True).round_().to(torch.uint8)
+    return moved.reshape(*images.shape[:-2], *size)
+
+
+def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps (N, H, W) by the nearest pixel: the one under the centre, not the one above and left of it."""
+    return F.interpolate(maps[:, None].float(), size, mode="nearest-exact")[:, 0].to(maps.dtype)
 
 
 def affine(xx: Tensor, xy: Tensor, x: Tensor, yx: Tensor, yy: Tensor, y: Tensor) -> Tensor:

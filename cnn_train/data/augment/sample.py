@@ -1,5 +1,6 @@
 """Augmentations of one sample at a time, under a generator seeded for it, so that a data worker may do them."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,11 +52,21 @@ class RandomResizedCrop(PerSample):
         self.area, self.ratio = tuple(area), tuple(ratio)
 
     def change(self, image: Tensor, target: Tensor, size: tuple[int, int], spec: TargetSpec) -> tuple[Tensor, Tensor]:
-        from torchvision.transforms import v2
+        return apply(Resample(self._part(image.size(-2), image.size(-1)), size), image, target, spec)
 
-        part = v2.RandomResizedCrop(size, scale=self.area, ratio=self.ratio).make_params([image])
-        move = Resample((part["top"], part["left"], part["height"], part["width"]), size)
-        return apply(move, image, target, spec)
+    def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width: of ten draws the first that fits, else the middle, as torchvision draws."""
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        for _ in range(10):
+            area = height * width * torch.empty(1).uniform_(*self.area).item()
+            ratio = torch.empty(1).uniform_(low, high).exp().item()
+            wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < tall <= height:
+                top, left = (int(torch.randint(0, rest + 1, (1,))) for rest in (height - tall, width - wide))
+                return top, left, tall, wide
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        wide, tall = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
 class ScaleCrop(PerSample):
