@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cnn_train.cli.collector import without_collector
 from cnn_train.cli.options import OfRun, flag, option
 from cnn_train.cli.show import shown
 from cnn_train.errors import ConfigError
@@ -44,7 +45,8 @@ def run(options: Options) -> int:
         if shown(config, options, recorded_choices(config)):
             return 0
     checkpoints = [run.checkpoint for run in runs]
-    from cnn_train.experiment.evaluate import evaluate, show_together
+    with without_collector():
+        from cnn_train.experiment.evaluate import evaluate, show_together
 
     how = {"calibrate": options.calibrate, "tta": options.tta, "robustness": options.robustness, **options.reading}
     found = [evaluate(checkpoint, settings, options.split, **how) for checkpoint in checkpoints]

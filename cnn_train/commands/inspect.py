@@ -4,14 +4,12 @@ The network is built on the meta device, where no weight takes memory, and is no
 lightning nor torchvision is imported. Results go to stdout.
 """
 
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cnn_train.cli.collector import without_collector
 from cnn_train.cli.options import Composes, option
 from cnn_train.cli.show import shown
 
@@ -78,19 +76,3 @@ def run(options: Options) -> int:
             page = draw(report, pictures, image=options.image, run=folder, samples=options.samples)
             print(f"pictures {page}", file=sys.stderr if options.format != "table" else sys.stdout)
     return 0
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Import torch with the cyclic garbage collector off: saves 1 of 4 seconds.
-
-    Afterwards torch's objects are frozen, or the collector would look through them once more at the end of the process.
-    """
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if on:
-            gc.enable()

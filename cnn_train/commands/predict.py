@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cnn_train.cli.collector import without_collector
 from cnn_train.cli.options import OfRun, option
 from cnn_train.cli.show import shown
 from cnn_train.runs.find import find
@@ -52,7 +53,8 @@ def run(options: Options) -> int:
         if shown(config, options, recorded_choices(config)):
             return 0
         folder, file = run.folder, run.checkpoint
-    from cnn_train.experiment.predict import predict
+    with without_collector():
+        from cnn_train.experiment.predict import predict
 
     results = predict(
         file,

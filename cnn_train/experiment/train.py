@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import OmegaConf
 
 from cnn_train import atomic
+from cnn_train.cli.collector import without_collector
 from cnn_train.config import load
 from cnn_train.config.targets import grants
 from cnn_train.experiment import processes
@@ -41,7 +42,8 @@ def train(
         words = [*(["resume=true"] if resume else []), *(["changed_data=accept"] if changed_data else []), *grants(cfg)]
         return processes.train(folder, machine.num_processes, words)
 
-    from cnn_train.experiment.fit import fit  # after the processes that need it first
+    with without_collector():
+        from cnn_train.experiment.fit import fit  # after the processes that need it first
 
     return fit(cfg, machine, folder, bool(resume), changed_data)
 
