@@ -1,5 +1,7 @@
 """Schedules against torch's own sequences and closed forms."""
 
+import csv
+import itertools
 import math
 from functools import partial
 
@@ -8,7 +10,23 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from cnn_train.training.schedule import Constant, Cosine, Exponential, Inverse, OneCycle, Poly, Step
+from cnn_train.__main__ import main
+from cnn_train.config.load import load as load_config
+from cnn_train.experiment.network import build_network_and_data
+from cnn_train.runs import checkpoint
+from cnn_train.training.callbacks.lr_range import proposed, smoothed
+from cnn_train.training.callbacks.plateau import PlateauWatch
+from cnn_train.training.schedule import (
+    Constant,
+    Cosine,
+    Exponential,
+    Inverse,
+    OneCycle,
+    Plateau,
+    Poly,
+    Range,
+    Step,
+)
 
 EPOCHS, PER_EPOCH = 12, 10
 TOTAL = EPOCHS * PER_EPOCH
@@ -139,3 +157,68 @@ def test_factor_depends_on_its_arguments_alone(make):
 def test_senseless_settings_are_refused(make):
     with pytest.raises(ValueError, match=r"must be|needs"):
         make()
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize(("patience", "cooldown", "threshold"), [(0, 0, 1e-4), (2, 0, 0.0), (1, 3, 0.05)])
+def test_plateau_reduces_as_torchs(lower, patience, cooldown, threshold):
+    random = torch.Generator().manual_seed(patience)
+    values = (1 + torch.randn(60, generator=random).cumsum(0) * 0.03).abs().tolist()
+    schedule = Plateau(gamma=0.5, patience=patience, cooldown=cooldown, threshold=threshold)
+    watch = PlateauWatch(schedule)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "min" if lower else "max", 0.5, patience, threshold, cooldown=cooldown, eps=0
+    )
+    for number, value in enumerate(values):
+        reference.step(value)
+        watch.observe(value, lower)
+        if number == 30:  # what is counted goes through a checkpoint
+            state, watch = watch.state_dict(), PlateauWatch(schedule)
+            watch.load_state_dict(state)
+        schedule.reductions = watch.reductions
+        assert schedule(number, 60, 1) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert watch.reductions > 2
+    with pytest.raises(ValueError, match=r"gamma must be in \(0, 1\)"):
+        Plateau(gamma=1.5)
+
+
+def test_the_range_test_proposes_where_the_loss_falls_fastest():
+    rates = [10 ** (-4 + 0.05 * i) for i in range(120)]
+    losses = [1 / (1 + math.exp(4 * (math.log10(rate) + 1.5))) + (0.2 * rate**2 if rate > 0.5 else 0) for rate in rates]
+    rate = proposed(rates, losses)
+    assert rate == pytest.approx(10**-1.5, rel=0.13)  # the middle of the sigmoid
+    assert proposed(rates, sorted(losses)) is None
+    assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert Range(low=0.1, high=10)(50, 101, 10) == pytest.approx(1.0)
+
+
+def test_a_run_looks_for_its_rate(tmp_path, capsys):
+    words = ["debug=lr_range", f"output_dir={tmp_path}", "trainer.progress=none", "logger=none", "optimizer=sgd"]
+    assert main(words) == 0
+    (folder,) = (tmp_path / "lenet5").iterdir()
+    rows = list(csv.DictReader((folder / "lr_range.csv").read_text().splitlines()))
+    rates = [float(row["rate"]) for row in rows]
+    ratios = [b / a for a, b in itertools.pairwise(rates)]
+    assert 20 < len(rows) <= 100 and min(ratios) == pytest.approx(max(ratios), rel=1e-3) and min(ratios) > 1
+    assert float(rows[-1]["smoothed"]) > 3 * min(float(row["smoothed"]) for row in rows)  # it was ended
+    out = capsys.readouterr().out
+    assert "learning rate  optimizer.lr=" in out and (folder / "pictures" / "lr_range.png").stat().st_size > 5000
+    state = checkpoint.load(folder / "last.ckpt")["network"]
+    start = build_network_and_data(load_config(folder))[0].state_dict()
+    assert all(torch.equal(state[name], start[name]) for name in start)
+
+
+def test_plateau_goes_on_after_a_resume(tmp_path, capsys):
+    words = ["scheduler=plateau", "scheduler.patience=1", "scheduler.threshold=9", "trainer.progress=none"]
+    words += ["logger=none", "callbacks.samples=0", "trainer.limit_batches=4", "optimizer=momentum"]
+    assert main([*words, "trainer.max_epochs=6", f"output_dir={tmp_path / 'whole'}"]) == 0
+    assert main([*words, "trainer.max_epochs=4", f"output_dir={tmp_path / 'parts'}"]) == 0
+    whole, parts = (next((tmp_path / name / "lenet5").iterdir()) for name in ("whole", "parts"))
+    assert main(["resume", str(parts), "trainer.max_epochs=6"]) == 0
+    rates = [
+        [row["lr"] for row in csv.DictReader((f / "metrics.csv").read_text().splitlines())] for f in (whole, parts)
+    ]
+    assert rates[0] == rates[1] and len(set(rates[0])) > 1
+    a, b = (checkpoint.load(folder / "last.ckpt")["network"] for folder in (whole, parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -19,6 +19,9 @@ from cnn_train.tasks.task import Task
 from cnn_train.training.callbacks import display
 from cnn_train.training.callbacks.checkpoints import Checkpoints
 from cnn_train.training.callbacks.finite import NotFinite
+from cnn_train.training.callbacks.lr_range import LRRange
+from cnn_train.training.callbacks.plateau import PlateauWatch
+from cnn_train.training.schedule import Plateau, Range
 
 # Lightning's callbacks that need what our loop does by itself, and what to use instead.
 REFUSED: dict[type[L.Callback], str] = {
@@ -28,7 +31,7 @@ REFUSED: dict[type[L.Callback], str] = {
     lightning_callbacks.StochasticWeightAveraging: "trainer.ema=0.999 averages weights",
     lightning_callbacks.GradientAccumulationScheduler: "trainer.accumulate=4 accumulates gradients",
     lightning_callbacks.BatchSizeFinder: "trainer.split_batches=auto finds what fits in memory",
-    lightning_callbacks.LearningRateFinder: "sweep over optimizer.lr with -m",
+    lightning_callbacks.LearningRateFinder: "debug=lr_range proposes a rate",
     lightning_callbacks.ModelPruning: "it replaces weights by others, which our checkpoints need unchanged",
     lightning_callbacks.BaseFinetuning: "it changes the groups of the optimizer, which our checkpoints need unchanged",
     lightning_callbacks.ProgressBar: "trainer.progress=rich or plain shows progress",
@@ -38,7 +41,7 @@ REFUSED: dict[type[L.Callback], str] = {
 
 
 def build_callbacks(cfg: DictConfig, machine: Machine) -> list[L.Callback]:
-    """The run's callbacks: those of the config, and the two that `trainer.on_nan` and `trainer.progress` choose."""
+    """The run's callbacks: those of the config, and those that `trainer.on_nan`, `.progress` and the schedule need."""
     nodes = {str(name): node for name, node in cfg.callbacks.items() if OmegaConf.is_dict(node)}
     chosen = {name: build(node) for name, node in nodes.items()}
     for name, callback in chosen.items():
@@ -50,8 +53,11 @@ def build_callbacks(cfg: DictConfig, machine: Machine) -> list[L.Callback]:
     if not isinstance(chosen.get("checkpoint"), Checkpoints):
         raise ConfigError("callbacks.checkpoint cannot be left out: a run is resumed and evaluated from what it writes")
     progress = display.choose(cfg.trainer.progress) if machine.rank == 0 else "none"
+    schedule = build(cfg.scheduler)
+    watch: list[L.Callback] = [PlateauWatch(schedule)] if isinstance(schedule, Plateau) else []
+    watch += [LRRange()] if isinstance(schedule, Range) else []
     # The display comes last, so that the lines of others stand above an epoch's.
-    return [NotFinite(cfg.trainer.on_nan), *chosen.values(), display.Display(progress)]
+    return [NotFinite(cfg.trainer.on_nan), *watch, *chosen.values(), display.Display(progress)]
 
 
 def check_monitors(callbacks: Sequence[L.Callback], task: Task) -> None:

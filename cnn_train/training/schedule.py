@@ -1,10 +1,11 @@
 """Learning-rate schedules: pure functions of the step, `schedule(step, total_steps, steps_per_epoch)` -> factor.
 
 `step` counts from 0, the factor multiplies the optimizer's learning rate. The same three numbers always give the same
-factor, so a run that is continued needs no state. Every schedule can start with a warmup: over `warmup_epochs` the
-factor grows linearly from `warmup_start` to 1 (Goyal et al. 2017, section 2.2). Schedules that span the whole training
-(Cosine, Poly, OneCycle) begin after it; those that count epochs or steps (Step, Exponential, Inverse) count from the
-start of training. A training shorter than its warmup is all warmup.
+factor, so a run that is continued needs no state; Plateau depends on validations too, which a callback keeps. Every
+schedule can start with a warmup: over `warmup_epochs` the factor grows linearly from `warmup_start` to 1 (Goyal et al.
+2017, section 2.2). Schedules that span the whole training (Cosine, Poly, OneCycle) begin after it; those that count
+epochs or steps (Step, Exponential, Inverse) count from the start of training. A training shorter than its warmup is all
+warmup.
 """
 
 import math
@@ -176,6 +177,55 @@ class OneCycle(Constant):
         if step <= peak:
             return _half_cosine(self.start, 1.0, step / peak if peak > 0 else 1.0)
         return _half_cosine(1.0, self.final, min((step - peak) / max(last - peak, 1e-9), 1.0))
+
+
+class Plateau(Constant):
+    """Times `gamma` after each `patience` validations without a better monitored value (`callbacks.plateau` counts).
+
+    Better is by a share of `threshold`; for `cooldown` validations after a reduction none counts. Never below
+    `min_factor`.
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 0.1,
+        patience: int = 5,
+        threshold: float = 1e-4,
+        cooldown: int = 0,
+        min_factor: float = 0.0,
+        warmup_epochs: float = 0.0,
+        warmup_start: float = 0.0,
+    ):
+        super().__init__(warmup_epochs=warmup_epochs, warmup_start=warmup_start)
+        if not 0 < gamma < 1 or patience < 0 or cooldown < 0:
+            raise ValueError(
+                f"gamma must be in (0, 1), patience and cooldown at least 0, got {gamma}, {patience} and {cooldown}"
+            )
+        self.gamma = gamma
+        self.patience = patience
+        self.threshold = threshold
+        self.cooldown = cooldown
+        self.min_factor = min_factor
+        self.reductions = 0  # so far, set by the callback that watches validation
+
+    def _factor(self, step: int, total_steps: int, steps_per_epoch: int, warmup: int) -> float:
+        return max(self.gamma**self.reductions, self.min_factor)
+
+
+class Range(Constant):
+    """From `low` to `high`, by the same factor at each step: the range test of rates (Smith 2017, section 3.3)."""
+
+    def __init__(self, *, low: float = 1e-4, high: float = 1e3):
+        super().__init__()
+        if not 0 < low < high:
+            raise ValueError(f"low and high must be positive and rise, got {low} and {high}")
+        self.low = low
+        self.high = high
+        self.over = False  # the test has seen enough: the rate is 0
+
+    def _factor(self, step: int, total_steps: int, steps_per_epoch: int, warmup: int) -> float:
+        return 0.0 if self.over else self.low * (self.high / self.low) ** (step / max(total_steps - 1, 1))
 
 
 def _half_cosine(start: float, end: float, done: float) -> float:
