@@ -18,7 +18,7 @@ from cnn_train.training.recipe import Recipe
 from cnn_train.training.update import make_optimizer
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = [name for name in Choices.find().options("experiment") if not name.startswith("finetune")]
+EXPERIMENTS = [name for name in Choices.find().options("experiment") if not name.startswith(("finetune", "claim/"))]
 # A second each; the others have tens of millions of weights, or hundreds of layers.
 SMALL = ["lenet5_1998", "lenet5_caffe", "lstm_mnist", "resnet20_cifar10", "mobilenet_v1_imagenet"]
 
