@@ -17,7 +17,7 @@ from cnn_train.experiment import export as exporting
 from cnn_train.experiment.export import Deployed, DiffersError, export, exported
 from cnn_train.experiment.train import train
 from cnn_train.experiment.trained import Trained, load
-from cnn_train.models.network import min_size
+from cnn_train.models.network import min_size, task_of
 
 QUICK = ["trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.progress=none", "logger=none", "trainer=cpu"]
 NETWORKS = {
@@ -64,6 +64,29 @@ def test_onnx_with_preprocessing_inside_takes_bytes_and_gives_probabilities(run)
     properties = session.get_modelmeta().custom_metadata_map
     assert json.loads(properties["class_names"]) == [str(digit) for digit in range(10)]
     assert json.loads(properties["preprocessing"])["where"] == "inside"
+
+
+@pytest.mark.parametrize("form", ["torch_export", "onnx"])
+def test_half_precision_is_half_as_large_and_as_good(form, run, tmp_path, capsys):
+    """Against the network in fp32: probabilities within 2e-2, and the file says what it takes."""
+    whole, half = (
+        export(run, form, tmp_path / f"{precision}{exporting.SUFFIXES[form]}", count=20, precision=precision)
+        for precision in ("fp32", "fp16")
+    )
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    assert "of 20 labels changed" in capsys.readouterr().out
+    model, images = load(run), torch.randn(6, 1, 32, 32)
+    if form == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(half))
+        (found,) = session.run(None, {"images": images.numpy()})
+        scores = torch.from_numpy(found).float()
+    else:
+        with torch.no_grad():
+            scores = torch.export.load(half).module()(images).float()
+    with torch.no_grad():
+        expected = model(images).softmax(1)
+    difference = (scores.softmax(1) - expected).abs().max()
+    assert 0 < difference < 2e-2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
@@ -221,9 +244,10 @@ def test_every_network_of_the_zoo_exports_with_a_free_batch(name):
     with torch.device("meta"):
         network = build(cfg.model, num_classes=10, in_channels=channels, layers=build_layers(cfg)).eval()
     side = {"lenet5": 32, "lstm": 28}.get(name, max(min_size(network), 64))
-    how = {"task": "classification", "image_size": [side, side], "resize": "own", "in_channels": channels,
+    how = {"task": task_of(network), "image_size": [side, side], "resize": "own", "in_channels": channels,
            "mean": [0.5] * channels, "std": [0.25] * channels}  # fmt: skip
     module = Deployed(Trained(network, list("0123456789"), how), inside=False, half=False)
     program, free = exported(module, torch.empty(2, channels, side, side, device="meta"))
     assert "batch" in free
-    assert program.module()(torch.empty(5, channels, side, side, device="meta")).size(0) == 5
+    found = program.module()(torch.empty(5, channels, side, side, device="meta"))
+    assert (found[0] if isinstance(found, tuple) else found).size(0) == 5

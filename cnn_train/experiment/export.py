@@ -203,8 +203,10 @@ def test_images(cfg: Any, model: Trained, count: int) -> tuple[Tensor, str]:
 def exported(module: Deployed, images: Tensor) -> tuple[Any, tuple[str, ...]]:
     """The program of `torch.export`, with every axis free that the network leaves free; the names of those."""
     try:
-        # A detector's priors are those of one size.
-        program = _with_free(module, images, (0,) if module.boxes else (0, 2, 3))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*_flat_weights", category=UserWarning)  # of recurrent layers
+            # A detector's priors are those of one size.
+            program = _with_free(module, images, (0,) if module.boxes else (0, 2, 3))
     except Exception as error:
         raise ConfigError(
             f"torch.export cannot take {failing_layer(module, images)}: {' '.join(str(error).split())[:200]}; choose "
