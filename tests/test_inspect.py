@@ -21,7 +21,6 @@ from cnn_train.analysis.shapes import Arithmetic
 from cnn_train.cli.line import split
 from cnn_train.cli.options import read
 from cnn_train.commands.inspect import Options, run
-from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load
 from cnn_train.data.digit_boxes import cached_boxes
@@ -30,6 +29,7 @@ from cnn_train.inspection.examine import optimizer_slots, stages
 from cnn_train.inspection.images import trained
 from cnn_train.inspection.subject import describe
 from cnn_train.training.callbacks.health import Health
+from cnn_train.training.recipe import Recipe
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -156,7 +156,7 @@ def test_memory_and_largest_batch(capsys):
 def test_optimizer_slots_are_those_of_the_optimizer(optimizer):
     cfg = compose(["model=resnet18", f"optimizer={optimizer}"])
     weight = nn.Parameter(torch.ones(5, 4))
-    made = build(cfg.optimizer)([weight])
+    made = Recipe.of(cfg, on_gpu=False).optimizer([weight])
     weight.sum().backward()
     made.step()
     kept = sum(value.shape == weight.shape for value in made.state[weight].values() if torch.is_tensor(value))

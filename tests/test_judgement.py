@@ -19,6 +19,7 @@ from cnn_train.errors import ConfigError
 from cnn_train.experiment import calibration
 from cnn_train.experiment.evaluate import evaluate
 from cnn_train.experiment.train import train
+from cnn_train.tasks.calibration import Calibration
 from cnn_train.tasks.inference import Inference, zoomed
 from cnn_train.tasks.probabilities import Kept, auroc, macro_auroc, resampled, temperature
 
@@ -188,3 +189,10 @@ def test_other_images_of_the_same_classes_all_count(tmp_path, capsys):
     (tmp_path / "other" / "light").rename(tmp_path / "other" / "bright")
     assert main(["eval", str(folder), f"data.root={tmp_path / 'other'}"]) == 2
     assert "lacks light and adds bright" in capsys.readouterr().err
+
+
+def test_scores_that_are_not_finite_make_the_calibration_error_nan():
+    calibration = Calibration()
+    scores = torch.tensor([[1.0, 2.0], [math.nan, 1.0], [math.inf, 0.0]])
+    calibration.update(scores, torch.tensor([1, 0, 0]))
+    assert all(math.isnan(value) for value in calibration.compute().values())

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cnn_train.config.compose import compose
 from cnn_train.layers.norm import FrozenBatchNorm, GroupNorm, LocalResponseNorm, SwitchableNorm
 from cnn_train.training.optim import EMA, LARS, Adam, Momentum, faster_decoder, parameter_groups
+from cnn_train.training.recipe import Recipe
 
 LR, M, WD = 0.1, 0.9, 0.01
 GRADIENTS = ([0.5, -2.0, 1e-3], [0.25, 1.0, -4.0], [-1.0, 0.0, 2.0])
@@ -358,3 +360,29 @@ def test_the_configs_settings_reach_the_groups():
     for name, parameter in network.named_parameters():
         expected = (pytest.approx(0.1 if name.startswith("backbone.") else 1.0), 0.01 if parameter.ndim > 1 else 0.0)
         assert of[parameter] == expected, name
+
+
+@pytest.mark.parametrize(
+    ("words", "rate", "said"),
+    [
+        ([], 0.005, "64 images an update"),
+        (["optimizer.scale_lr=linear", "data.batch_size=256"], 0.02, "rate 0.02 = 0.005 x 256 / 64"),
+        (["optimizer.scale_lr=sqrt", "data.batch_size=256"], 0.01, "rate 0.01 = 0.005 x root of 256 / 64"),
+        (
+            ["optimizer.scale_lr=linear", "data.batch_size=16", "trainer.accumulate=2"],
+            0.0025,
+            "32 images an update (16 x 2 accumulated); rate 0.0025",
+        ),
+        (["optimizer.scale_lr=linear", "optimizer.base_batch_size=32"], 0.01, "rate 0.01 = 0.005 x 64 / 32"),
+        (
+            ["experiment=resnet20_cifar10", "data.batch_size=512", "optimizer.scale_lr=linear", "trainer=cpu"],
+            0.4,
+            "512 images an update; rate 0.4 = 0.1 x 512 / 128",
+        ),
+        (["model=fcos", "data.batch_size=16", "optimizer.scale_lr=linear"], 0.008, "0.004 x 16 / 8"),
+    ],
+)
+def test_the_rate_is_scaled_to_the_images_of_an_update(words, rate, said):
+    recipe = Recipe.of(compose(words), on_gpu=False)
+    assert recipe.optimizer.keywords["lr"] == pytest.approx(rate)
+    assert said in recipe.scaling.describe()

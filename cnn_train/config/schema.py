@@ -42,6 +42,7 @@ class TrainerConfig:
     decay_norm_and_bias: bool
     decoder_lr_ratio: float = field(metadata={"above": 0})
     compile: bool
+    checkpoint_activations: bool
     channels_last: Literal["auto", True, False]
     eval_every: int = field(metadata={"least": 1})
     log_every: int = field(metadata={"least": 1})
@@ -110,6 +111,9 @@ class RunConfig:
 
 
 # Parameters that the program fills in itself: naming one in a config would be ignored or contradict it.
+# Settings of a node that its builder does not see.
+OURS = {"optimizer": {"scale_lr": "Literal['none', 'linear', 'sqrt']", "base_batch_size": "int | None"}}
+
 FILLED_IN = {
     "model": {"num_classes": "the data", "in_channels": "the data", "layers": "norm=, act=, pool=, upsample=, init="},
     "norm": {"num_channels": "the network", "num_features": "the network"},
@@ -121,7 +125,8 @@ FILLED_IN = {
 
 # Bounds of parameters by their name, whichever builder takes them.
 BOUNDS: dict[str, dict[str, float]] = {
-    "batch_size": {"least": 1}, "eval_batch_size": {"least": 1}, "lr": {"above": 0}, "weight_decay": {"least": 0},
+    "batch_size": {"least": 1}, "eval_batch_size": {"least": 1}, "base_batch_size": {"least": 1},
+    "lr": {"above": 0}, "weight_decay": {"least": 0},
     "momentum": {"least": 0, "most": 1}, "dropout": {"least": 0, "below": 1}, "warmup_epochs": {"least": 0},
     "label_smoothing": {"least": 0, "below": 1}, "eps": {"above": 0}, "num_groups": {"least": 1},
     "workers": {"least": 0},
@@ -250,18 +255,19 @@ def _check_open(node: Any, path: str) -> None:
             f"{path}._target_: {error.filename} does not parse: {error.msg}, line {error.lineno}"
         ) from error
     filled_in = FILLED_IN.get(path, {})
+    known = {**found.parameters, **OURS.get(path, {})}
     for name, value in node.items():
         key = f"{path}.{name}"
         if name.startswith("_"):
             continue
         if name in filled_in and not (value is None or path == "data"):
             raise ConfigError(f"{key} is not a setting: it comes from {filled_in[name]}")
-        if name not in found.parameters and not found.open_ended:
-            guess = nearest(name, found.parameters)
-            takes = ", ".join(p for p in found.parameters if p not in filled_in) or "nothing"
+        if name not in known and not found.open_ended:
+            guess = nearest(name, known)
+            takes = ", ".join(p for p in known if p not in filled_in) or "nothing"
             meant = f"Did you mean {path}.{guess}?" if guess else f"It takes {takes}"
             raise ConfigError(f"{path} takes no {name!r}. {meant}")
-        _check_value(key, value, found.parameters.get(name, ""), BOUNDS.get(name, {}))
+        _check_value(key, value, known.get(name, ""), BOUNDS.get(name, {}))
 
 
 def _check_named(nodes: Any, group: str, others: set[str]) -> None:

@@ -34,6 +34,7 @@ from cnn_train.tasks.task import Task
 from cnn_train.training.loop import Loop
 from cnn_train.training.progress import Best
 from cnn_train.training.recipe import Recipe
+from cnn_train.training.recompute import recompute
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -84,6 +85,8 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
     task = build_task(cfg, data, network, **options)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if trainer.get("checkpoint_activations"):
+        recompute(network)
     if trainer.compile:
         network.compile()
     monitor = monitored(cfg, task)

@@ -50,6 +50,8 @@ def show_header(experiment: Experiment, start: str = "") -> None:
         "choices": "  ".join(non_defaults(cfg)) or "all default",
         "device": f"{device}, {machine.precision}",
     }
+    if (scaling := loop.recipe.scaling) is not None:
+        rows["batch"] = scaling.describe()
     if weights := weights_in_words(loop.task.loss, data.class_names):
         rows["weights"] = "; ".join(weights)
     if rates := loop.recipe.finetune.describe(loop.network, default_of(loop.recipe.optimizer, "lr")):

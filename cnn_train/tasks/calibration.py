@@ -31,7 +31,8 @@ class Calibration(Metric):
         """Count a batch."""
         probabilities = scores.float().softmax(1)
         best, predicted = probabilities.max(1)
-        place = (best * self.bins).long().clamp(max=self.bins - 1)
+        # Scores that are not finite have no confidence: they make the error NaN, in the first bin.
+        place = (best.nan_to_num(0.0) * self.bins).long().clamp(max=self.bins - 1)
         for state, values in (
             (self.confidence, best),
             (self.correct, (predicted == labels)),

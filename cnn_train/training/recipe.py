@@ -2,15 +2,70 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from cnn_train.config.build import build
+from cnn_train.config.choices import Choices
+from cnn_train.config.schema import OURS
 from cnn_train.training.finetune import Finetune
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the learning rate was scaled to the images of an update (Goyal et al. 2017, section 2.1).
+
+    `how` is none, linear or sqrt: times `batch` / `base`, or its square root (Krizhevsky 2014).
+    """
+
+    how: str
+    rate: float
+    batch: int  # images of an update
+    base: int  # images of an update that the rate is for
+    accumulate: int = 1
+
+    @classmethod
+    def of(cls, cfg: "DictConfig") -> "Scaling":
+        """What the config says; without a base the batch size of the experiment's, the model's or the data's YAML."""
+        node, batch = cfg.optimizer, cfg.data.get("batch_size") or 1
+        batch *= cfg.trainer.accumulate
+        base = node.get("base_batch_size") or _stated_batch(cfg) or batch
+        return cls(node.get("scale_lr", "none"), node.get("lr", 0.0), batch, base, cfg.trainer.accumulate)
+
+    @property
+    def factor(self) -> float:
+        return {"none": 1.0, "linear": self.batch / self.base, "sqrt": (self.batch / self.base) ** 0.5}[self.how]
+
+    def optimizer(self, cfg: "DictConfig") -> Callable[..., torch.optim.Optimizer]:
+        """The config's optimizer at the scaled rate."""
+        node = {name: value for name, value in cfg.optimizer.items() if name not in OURS["optimizer"]}
+        made = build(type(cfg)(node))
+        return made if self.how == "none" else partial(made, lr=self.rate * self.factor)
+
+    def describe(self) -> str:
+        """The images of an update, and what became of the rate."""
+        parts = f" ({self.batch // self.accumulate} x {self.accumulate} accumulated)" if self.accumulate > 1 else ""
+        text = f"{self.batch} images an update{parts}"
+        if self.how == "none":
+            return text
+        root = "root of " if self.how == "sqrt" else ""
+        return f"{text}; rate {self.rate * self.factor:.4g} = {self.rate:g} x {root}{self.batch} / {self.base}"
+
+
+def _stated_batch(cfg: "DictConfig") -> int | None:
+    """The batch size that the YAML of the experiment, the model or the data states, the first of them."""
+    choices = Choices.find(cfg.get("config_dir"))
+    for group in ("experiment", "model", "data"):
+        body = choices.body(group, cfg.choices[group]) if cfg.choices.get(group) else {}
+        stated = body.get("batch_size") if group == "data" else (body.get("data") or {}).get("batch_size")
+        if isinstance(stated, int):
+            return stated
+    return None
 
 
 @dataclass(frozen=True)
@@ -37,6 +92,7 @@ class Recipe:
     split_batches: int | None = 1  # None: as many parts as memory needs
     skip_not_finite: bool = False
     finetune: Finetune = field(default_factory=Finetune)
+    scaling: "Scaling | None" = None
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """What the learning rate is multiplied by at a step."""
@@ -47,10 +103,11 @@ class Recipe:
     @classmethod
     def of(cls, cfg: "DictConfig", on_gpu: bool) -> "Recipe":
         """The recipe of a config."""
-        trainer = cfg.trainer
+        trainer, scaling = cfg.trainer, Scaling.of(cfg)
         once = trainer.fast_dev_run
         return cls(
-            optimizer=build(cfg.optimizer),
+            optimizer=scaling.optimizer(cfg),
+            scaling=scaling,
             schedule=build(cfg.scheduler),
             max_epochs=1 if once else trainer.max_epochs,
             schedule_start=trainer.schedule_start,

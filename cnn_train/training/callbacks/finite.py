@@ -64,8 +64,11 @@ class NotFinite(Callback):
         return (
             f"diverged at step {report['step']} (epoch {report['epoch']}): loss {report['loss']:.4g}, gradient norm "
             f"{report['gradient_norm']:.4g}, learning rate {report['learning_rate']:.3g}; {report['where']}; batch of "
-            f"{len(report['samples'])}: {names}, ... in {self.folder / REPORT}; {kept}; try a smaller optimizer.lr, "
-            "trainer.gradient_clip=1 or trainer.on_nan=skip"
+            f"{len(report['samples'])}: {names}, ... in {self.folder / REPORT}; {kept}; try a smaller optimizer.lr"
+            + (f" ({MOST} steps in a row were skipped)" if self.policy == "skip" else "")
+            + (" or" if self.policy != "stop" else ",")
+            + " trainer.gradient_clip=1"
+            + (" or trainer.on_nan=skip" if self.policy == "stop" else "")
         )
 
     def _go_back(self, loop: Loop) -> int | None:
