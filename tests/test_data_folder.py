@@ -1,5 +1,6 @@
 """Images in folders: layouts, splits, workers, and what each kind of damage is answered with."""
 
+import multiprocessing
 import shutil
 import struct
 import zlib
@@ -326,3 +327,28 @@ def test_a_killed_worker_is_explained(root):
     data = build(root, augment=Dies(), workers=1)
     with pytest.raises(DataError, match="worker was killed, usually for memory"):
         epoch(data)
+
+
+def test_workers_live_as_long_as_the_split_and_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "images"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = np.random.default_rng(index).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    data, alone = (folder(str(root), 16, batch_size=3, workers=workers) for workers in (2, 0))
+    cpu, pids = torch.device("cpu"), []
+    for epoch in range(3):
+        batches = data.train_batches(epoch, device=cpu)
+        if epoch == 1:
+            next(batches)  # a pass that is left, and one beside it
+            inner = next(data.train_batches(epoch, device=cpu))
+            assert torch.equal(inner.images, next(alone.train_batches(epoch, device=cpu)).images)
+            batches = data.train_batches(epoch, device=cpu)
+        expected = alone.train_batches(epoch, device=cpu)
+        for batch, other in zip(batches, expected, strict=True):
+            assert torch.equal(batch.images, other.images) and torch.equal(batch.indices, other.indices)
+        list(data.eval_batches("val", device=cpu))
+        pids.append({child.pid for child in multiprocessing.active_children()})
+    assert 3 <= len(pids[0]) <= 4 and pids[0] <= pids[1] and pids[0] <= pids[2]

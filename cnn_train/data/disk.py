@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cnn_train.data.augment import Augment, PerSample, apply, split_stages
 from cnn_train.data.boxes import pack_boxes
@@ -17,6 +17,7 @@ from cnn_train.data.data import InMemory, Source, channel_histograms, counts, hi
 from cnn_train.data.images import Reader, bring_to_size
 from cnn_train.data.shm import check_shared_memory
 from cnn_train.data.targets import TargetSpec
+from cnn_train.data.team import Team
 from cnn_train.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class OnDisk:
     def __post_init__(self) -> None:
         boxes = [len(target) for _, target in self.samples] if self.spec.kind == "boxes" else []
         self._most_boxes = max(boxes, default=0)
+        self._team: Team | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,41 +81,32 @@ class OnDisk:
     def batches(
         self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in self._loaded(_Samples(self, epoch, seed), indices, _stack, device):
+        for images, targets in self._samples(indices, epoch, seed, device):
             yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
-    def _loaded(
-        self, samples: Dataset, indices: Sequence[Tensor], join: Callable[[list[Any]], Any], device: torch.device
-    ) -> Iterator[Any]:
-        """What workers make of the samples at each index tensor, joined; DataError of the first that fails."""
+    def _samples(
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and targets of the samples at each index tensor, by workers that live as long as the split."""
+        keys = [[(number, epoch, seed) for number in index.tolist()] for index in indices]
+        pins, workers = torch.device(device).type == "cuda", min(self.workers, len(indices))
+        self._check_memory(workers, indices)
+        if not workers or (self._team is not None and self._team.busy):
+            return Team(_Samples(self), _Joined(_stack), workers, self.workers, pins).run(keys)
+        if self._team is None or self._team.dead or self._team.pins != pins:
+            self._team = Team(_Samples(replace(self)), _Joined(_stack), workers, self.workers, pins, stays=True)
+        return self._team.run(keys)
+
+    def _loaded(self, samples: Dataset, indices: Sequence[Tensor], join: Callable[[list[Any]], Any]) -> Iterator[Any]:
+        """What workers make of the samples at each index tensor, joined, on the CPU."""
         workers = min(self.workers, len(indices))
+        self._check_memory(workers, indices)
+        return Team(samples, _Joined(join), workers, self.workers).run([index.tolist() for index in indices])
+
+    def _check_memory(self, workers: int, indices: Sequence[Tensor]) -> None:
         if workers:
             pixels = self.reader.num_channels * self.size[0] * self.size[1]
             check_shared_memory(workers, max(map(len, indices)) * pixels)
-        loader: Any = DataLoader(
-            samples,
-            batch_sampler=[index.tolist() for index in indices],
-            num_workers=workers,
-            collate_fn=_Joined(join),
-            pin_memory=torch.device(device).type == "cuda",
-            generator=torch.Generator(),  # so that the global one is not used
-        )
-        batches = iter(loader)
-        try:
-            for made in batches:
-                if isinstance(made, DataError):
-                    raise made
-                yield made
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker was killed, usually for memory; try data.workers={self.workers // 2} or a smaller "
-                "data.batch_size"
-            ) from error
-        finally:
-            # The workers end now, not when the garbage is collected, perhaps in a child that inherited it.
-            del batches
 
     def augmented(self, augment: Augment | None) -> tuple[Source, Augment | None]:
         first, rest = split_stages(augment)
@@ -147,7 +140,7 @@ class OnDisk:
         chosen = torch.linspace(0, len(self) - 1, min(most, len(self))).round().long().split(64)
 
         def compute() -> list[list[float]]:
-            loaded = self._loaded(_Histograms(self), chosen, _sum, torch.device("cpu"))
+            loaded = self._loaded(_Histograms(self), chosen, _sum)
             return [
                 values.tolist() for values in histogram_statistics(sum(loaded, torch.zeros(1, 1, dtype=torch.int64)))
             ]
@@ -168,12 +161,12 @@ class OnDisk:
 
 
 class _Samples(Dataset):
-    def __init__(self, source: OnDisk, epoch: int | None, seed: int):
-        self.source, self.epoch, self.seed = source, epoch, seed
+    def __init__(self, source: OnDisk):
+        self.source = source
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, key: tuple[int, int | None, int]) -> tuple[Tensor, Tensor] | DataError:
         try:
-            return self.source.load(index, self.epoch, self.seed)
+            return self.source.load(*key)
         except DataError as error:
             # Returned, not raised: a worker would bury the message in its traceback.
             return DataError(str(error))

@@ -26,7 +26,7 @@ def recompute(network: nn.Module) -> list[str]:
     for module in blocks.values():
         run = _run_parts if _is_plain(module) else _run_whole
         # A method, which a copy binds to itself.
-        module.forward = MethodType(run, module)  # type: ignore[method-assign]
+        module.forward = MethodType(run, module)
     return list(blocks)
 
 
