@@ -43,8 +43,10 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Is this a sequence of several layers, one after the other?"""
+    if type(module).forward is not nn.Sequential.forward:
+        return False
     counts = [_weighty(child) for child in module.children()]
-    return isinstance(module, nn.Sequential) and sum(counts) > 1 and max(counts) == 1
+    return sum(counts) > 1 and max(counts) == 1
 
 
 def _weighty(module: nn.Module) -> int:
