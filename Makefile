@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 endif
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test test-slow lint format bench lock clean smoke-all
+.PHONY: help install train test test-slow lint format bench docs lock clean smoke-all
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ format: $(INSTALLED)  ## Format the code
 bench: $(INSTALLED)  ## Compare steps with a plain PyTorch loop, and sweeps with their goals
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/sweep_overhead.py warm sleep plan
+
+docs: $(INSTALLED)  ## Build the site into build/site, strictly: a broken link is an error
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lock: $(INSTALLED)  ## Write requirements.lock: the pinned versions with the hashes of their files
 	$(BIN)/python -m pip install --disable-pip-version-check -q uv

@@ -46,29 +46,66 @@ class Claim:
 
 
 CLAIMS = {
-    "bn_rate": Claim([{"norm": "bn", "optimizer.lr": "1.0"}], [{"norm": "none", "optimizer.lr": "1.0"}]),
-    "bn_speed": Claim([{"norm": "bn"}], [{"norm": "none"}]),
+    "bn_rate": Claim(
+        [{"norm": "bn", "optimizer.lr": "1.0"}],
+        [{"norm": "none", "optimizer.lr": "1.0"}],
+        why="Both diverge at 1.0 with momentum, and both learn at 0.1: the rates tried do not lie between.",
+    ),
+    "bn_speed": Claim(
+        [{"norm": "bn"}], [{"norm": "none"}], why="After three epochs at this rate LeNet-5 is as far without a norm."
+    ),
     "bn_small_batch": Claim(
         [{"norm": "bn", "data.batch_size": "64"}, {"norm": "gn", "data.batch_size": "2"}],
         [{"norm": "bn", "data.batch_size": "2"}, {"norm": "gn", "data.batch_size": "64"}],
+        why="On digits small batches help both, by more updates; group norm gains more, within the noise.",
     ),
-    "norm_init": Claim([{"norm": "none"}], [{"norm": "bn"}], spread="init"),
-    "he_xavier": Claim([{"init": "he_normal"}], [{"init": "xavier_normal"}]),
+    "norm_init": Claim(
+        [{"norm": "none"}],
+        [{"norm": "bn"}],
+        spread="init",
+        why="Without a norm most runs stay at chance whatever the initializer, which makes the range small, too: with "
+        "batch norm He's and Xavier's differ by 0.02, and the plain normal distribution lags.",
+    ),
+    "he_xavier": Claim(
+        [{"init": "he_normal"}],
+        [{"init": "xavier_normal"}],
+        why="Without a norm 56 layers learn in five epochs of 17 steps with neither.",
+    ),
     "sigmoid_depth": Claim(
         [{"model": "plain20", "act": "relu"}, {"model": "lenet5", "act": "sigmoid"}],
         [{"model": "plain20", "act": "sigmoid"}, {"model": "lenet5", "act": "relu"}],
+        why="With Xavier's initializer and no norm 20 layers learn with neither in eight epochs, while the shallow "
+        "network is slow with sigmoids already.",
     ),
-    "dying_relu": Claim([{"act": "leaky_relu"}], [{"act": "relu"}]),
+    "dying_relu": Claim(
+        [{"act": "leaky_relu"}],
+        [{"act": "relu"}],
+        why="No unit needed to die at this rate; what fails are the parametric and the exponential one, whose runs "
+        "diverge.",
+    ),
     "residual": Claim([{"model": "resnet56"}, {"model": "plain20"}], [{"model": "plain56"}, {"model": "resnet20"}]),
-    "preact": Claim([{"model": "preact_resnet110"}], [{"model": "resnet110"}]),
-    "label_smoothing": Claim([{"loss.label_smoothing": "0.1"}], [{"loss.label_smoothing": "0.0"}]),
+    "preact": Claim(
+        [{"model": "preact_resnet110"}],
+        [{"model": "resnet110"}],
+        why="Digits do not need 110 layers: both learn them in five epochs; the paper's difference is at 1,001.",
+    ),
+    "label_smoothing": Claim(
+        [{"loss.label_smoothing": "0.1"}],
+        [{"loss.label_smoothing": "0.0"}],
+        why="In its direction, within the noise of five seeds.",
+    ),
     "dropout_bn": Claim(
         [{"norm": "none", "model.dropout": "0.5"}, {"norm": "bn", "model.dropout": "0.0"}],
         [{"norm": "none", "model.dropout": "0.0"}, {"norm": "bn", "model.dropout": "0.5"}],
+        why="LeNet-5 with shifted digits does not overfit, so dropout has nothing to help against.",
     ),
     "optimizers": Claim([{"optimizer": "adam"}], [{"optimizer": "sgd"}]),
-    "stochastic_pooling": Claim([{"pool": "stochastic"}], [{"pool": "max"}]),
-    "hinge": Claim([{"loss": "hinge"}], [{"loss": "cross_entropy"}]),
+    "stochastic_pooling": Claim(
+        [{"pool": "stochastic"}], [{"pool": "max"}], why="All three are within the noise of five seeds."
+    ),
+    "hinge": Claim(
+        [{"loss": "hinge"}], [{"loss": "cross_entropy"}], why="All three are within the noise of five seeds."
+    ),
 }
 
 
@@ -76,7 +113,7 @@ def runs_of(name: str, folder: Path) -> list[Run]:
     """The runs of the claim's sweep, which is trained or continued where it is not done."""
     output = folder / name
     done = sorted(output.glob("sweeps/*/sweep.csv"))
-    if not done or any(not run.done for run in read([done[-1].parent]).runs):
+    if not done or any(run.state not in ("done", "failed") for run in read([done[-1].parent]).runs):
         words = [f"experiment=claim/{name}", f"output_dir={output}", "resume=auto"]
         subprocess.run([sys.executable, "-m", "cnn_train", *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
         done = sorted(output.glob("sweeps/*/sweep.csv"))
@@ -88,8 +125,7 @@ def axes_of(name: str) -> list[str]:
 
 
 def setting(run: Run, key: str) -> str:
-    value = run.config.get(key, run.config.get(f"choices.{key}"))
-    return str(value)
+    return str(run.config.get(f"choices.{key}", run.config.get(key)))
 
 
 def by_setting(runs: Sequence[Run], axes: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:

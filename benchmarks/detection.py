@@ -67,7 +67,8 @@ def multiply_adds(name: str) -> int:
     from cnn_train.config.compose import compose
     from cnn_train.inspection.subject import describe
 
-    return trace(describe(compose([f"model={name}", "image_size=128"])).network, (3, 128, 128)).multiply_adds
+    subject = describe(compose([f"model={name}"]), with_data=True)
+    return trace(subject.network, subject.input_size).multiply_adds
 
 
 def metric(images: int = 500, per_image: int = 48, classes: int = 10, rounds: int = 3) -> str:

@@ -39,8 +39,8 @@ def evaluate(
     `overrides` may name other data with the same classes (`data.root=`, `data.file=`, `data=`); without a `split` all
     its images count then.
 
-    They are also written, with a table of the classes, pictures and a page, to eval/<split>[-<inference>]
-    [-<postprocess>] in the run folder. `calibrate` fits a temperature to the validation scores of a classifier, by
+    They are also written, with a table of the classes, pictures and a page, to eval/ in the run folder, in a folder
+    named by the split and by what else was chosen. `calibrate` fits a temperature to the validation scores of a classifier, by
     which probabilities are then made here, in `load`, in predictions and in exports. `tta` sees each image in several
     views. `robustness` also measures corrupted images.
     """
