@@ -40,9 +40,9 @@ def evaluate(
     its images count then.
 
     They are also written, with a table of the classes, pictures and a page, to eval/ in the run folder, in a folder
-    named by the split and by what else was chosen. `calibrate` fits a temperature to the validation scores of a classifier, by
-    which probabilities are then made here, in `load`, in predictions and in exports. `tta` sees each image in several
-    views. `robustness` also measures corrupted images.
+    named by the split and by what else was chosen. `calibrate` fits a temperature to the validation scores of a
+    classifier, by which probabilities are then made here, in `load`, in predictions and in exports. `tta` sees each
+    image in several views. `robustness` also measures corrupted images.
     """
     elsewhere = is_elsewhere(overrides)
     split = split or ("all" if elsewhere else "test")

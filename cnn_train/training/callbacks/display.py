@@ -4,9 +4,11 @@ Progress goes to stderr and results to stdout. Where stderr is no terminal there
 at least every 30 s.
 """
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -36,8 +38,6 @@ def choose(progress: str) -> str:
     """How to show progress: `auto` is rich on a terminal and plain elsewhere."""
     if progress != "auto":
         return progress
-    import os
-
     return "rich" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
 
 
@@ -71,6 +71,8 @@ class Display(Callback):
 
     def on_step(self, loop: Loop) -> None:
         now = time.monotonic()
+        if self.mode != "none" and loop.progress.step == self.first_step + 1 and (waited := since_enter()) is not None:
+            header({"started": f"{duration(waited)} from Enter to the first step"})
         if self.mode == "none" or now - self.shown < (REDRAW_SECONDS if self.mode == "rich" else PLAIN_SECONDS):
             return
         progress = loop.progress
@@ -158,6 +160,15 @@ def rows(title: str, lines: Sequence[Sequence[object]]) -> None:
     for line in lines[1:]:
         table.add_row(*(Text(plain(str(cell))) for cell in line))
     Console(highlight=False).print(table)
+
+
+def since_enter() -> float | None:
+    """Seconds since this process was started; None where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return None
 
 
 def number(value: float) -> str:
