@@ -325,3 +325,11 @@ def test_compose_inside_a_hydra_application_leaves_it_as_it_was():
         compose()
         assert GlobalHydra.instance().hydra is before
     assert "hydra" in sys.modules
+
+
+def test_a_run_of_before_a_setting_does_what_it_did(tmp_path):
+    text = OmegaConf.to_yaml(compose([]))
+    assert "\n  checkpoint_activations: false\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("\n  checkpoint_activations: false\n", "\n"))
+    assert load(tmp_path).trainer.checkpoint_activations is False
+    assert load(tmp_path, ["trainer.checkpoint_activations=true"]).trainer.checkpoint_activations is True

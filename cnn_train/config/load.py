@@ -19,6 +19,8 @@ from cnn_train.errors import ConfigError
 
 # Groups that a finished run may choose anew.
 AFTER_TRAINING = ("inference", "postprocess")
+# Settings that runs of before do not have, with what those did.
+NEWER = {"trainer.checkpoint_activations": False}
 
 
 def load(
@@ -83,6 +85,9 @@ def _read(path: Path) -> DictConfig:
             f"weights={path.parent / 'best.ckpt'}"
         )
     check_interpolations(config)
+    for key, value in NEWER.items():
+        if "trainer" in config and OmegaConf.select(config, key) is None:
+            OmegaConf.update(config, key, value, force_add=True)
     OmegaConf.set_struct(config, True)
     return config
 
