@@ -73,7 +73,9 @@ WORDS = ["trainer.max_epochs=6", "trainer.limit_batches=5", "data.batch_size=16"
          "callbacks.samples=0", "trainer.progress=plain"]  # fmt: skip
 
 
-@pytest.mark.parametrize("streams", ["2>&1 | true", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "streams", ["2>&1 | true", *(pytest.param(s, marks=pytest.mark.slow) for s in ("2>&-", ">&- 2>&-"))]
+)
 def test_a_run_without_a_reader_is_trained_to_its_end(tmp_path, streams):
     command = f"{sys.executable} -m cnn_train {' '.join(WORDS)} output_dir={tmp_path}"
     script = f"set -o pipefail; {command} {streams}; echo $? > {tmp_path}/code"
