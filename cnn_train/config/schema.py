@@ -110,10 +110,10 @@ class RunConfig:
     settings: list[str]  # what was given besides choices, as typed
 
 
-# Parameters that the program fills in itself: naming one in a config would be ignored or contradict it.
 # Settings of a node that its builder does not see.
 OURS = {"optimizer": {"scale_lr": "Literal['none', 'linear', 'sqrt']", "base_batch_size": "int | None"}}
 
+# Parameters that the program fills in itself: naming one in a config would be ignored or contradict it.
 FILLED_IN = {
     "model": {"num_classes": "the data", "in_channels": "the data", "layers": "norm=, act=, pool=, upsample=, init="},
     "norm": {"num_channels": "the network", "num_features": "the network"},

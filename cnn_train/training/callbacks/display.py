@@ -163,7 +163,9 @@ def rows(title: str, lines: Sequence[Sequence[object]]) -> None:
 
 
 def since_enter() -> float | None:
-    """Seconds since this process was started; None where the system does not say."""
+    """Seconds since `cnn-train` was started; None where the system does not say, and in another program."""
+    if Path(sys.argv[0]).stem not in ("cnn-train", "__main__"):
+        return None
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
