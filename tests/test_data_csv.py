@@ -1,5 +1,6 @@
 """Images listed in a table: columns, several labels, splits, groups and folds."""
 
+import re
 from collections import Counter
 from itertools import chain, pairwise
 from pathlib import Path
@@ -87,14 +88,14 @@ def test_no_group_is_in_two_splits(root):
 
 def test_several_labels(root):
     words = ["", "sun", "sun;sea", "sea; sand"]
-    several = build(root, ["path,label", *(f"images/{i}.png,{words[i % 4]}" for i in range(40))], targets="multilabels")
+    several = build(root, ["path,label", *(f"images/{i}.png,{words[i % 4]}" for i in range(40))], task="multilabel")
     columns = build(
         root,
         [
             "path,sand,sea,sun",
             *(f"images/{i}.png,{int(i % 4 == 3)},{int(i % 4 > 1)},{int(i % 4 in (1, 2))}" for i in range(40)),
         ],
-        targets="multilabels",
+        task="multilabel",
     )
     wanted = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]]).float()
     for data in (several, columns):
@@ -147,13 +148,13 @@ def test_rare_kinds_are_still_divided():
     [
         (["path,label", "images/0.png,a", "images/99.png,b"], {}, ["line 3: no file", "99.png"]),
         (["path,label", "images/0.png,a", "images/1.png,"], {}, ["line 3 has no label"]),
-        (["path,label", "images/0.png,a;b"], {}, ["line 2 has several labels", "data.targets=multilabels"]),
+        (["path,label", "images/0.png,a;b"], {}, ["line 2 has several labels", "data.task=multilabel"]),
         (["path,label", "images/0.png,a", "images/1.png"], {}, ["line 3 has 1 fields"]),
         (["path,label", "images/0.png,a", "images/1.png,a"], {}, ["one class, a, on 2 lines"]),
         (["file,label,x", "images/0.png,a,1"], {}, ["columns file, label, x", "data.columns={path: ..., label: ...}"]),
         (["path,label", "images/0.png,a"], {"columns": {"label": "kind"}}, ["no column 'kind'", "path, label"]),
         (["path,label", "images/0.png,a"], {"columns": {"labels": "kind"}}, ["it may name path, label, split, group"]),
-        (["path,a,b", "images/0.png,0,2"], {"targets": "multilabels"}, ["line 2: b is '2'", "0 or 1"]),
+        (["path,a,b", "images/0.png,0,2"], {"task": "multilabel"}, ["line 2: b is '2'", "0 or 1"]),
         (["path,label,split", "images/0.png,a,train", "images/1.png,b,other"], {}, ["line 3: split is 'other'"]),
         ([""], {}, ["is empty"]),
     ],
@@ -170,3 +171,52 @@ def test_no_table(root):
         csv_file()
     with pytest.raises(DataError, match=r"cannot read .*none\.csv"):
         csv_file(str(root / "none.csv"))
+
+
+def test_training_draws_in_proportion_to_the_column_weight(root):
+    lines = ["path,label,weight", *(f"{line},{i % 4 or ''}" for i, line in enumerate(PLAIN))]
+    data = build(root, lines)
+    images = numbers(data, "train")
+    weight = torch.tensor([i % 4 or 1 for i in images], dtype=torch.float64)
+    due = weight / weight.sum() * len(images)
+    drawn = torch.zeros(len(images))
+    for epoch in range(300):
+        indices = torch.cat([batch.indices for batch in data.train_batches(epoch, device=CPU)])
+        times = torch.bincount(indices, minlength=len(images))
+        assert len(indices) == len(images) and bool((times >= due.floor()).all() and (times <= due.ceil()).all())
+        drawn += times
+    assert torch.allclose(drawn.double() / 300, due, atol=0.15)  # five deviations of a mean of 300 are at most 0.144
+    assert "training draws by the column weight" in data.notes
+    assert sorted(torch.cat([batch.indices for batch in data.eval_batches("test", device=CPU)]).tolist()) == list(
+        range(8)
+    )
+
+    plain = build(root, [",".join([*line.split(",")[:2], "3"]) if i else line for i, line in enumerate(lines)])
+    assert not any("weight" in note for note in plain.notes)
+    passed_over = build(root, lines, columns={"weight": None})
+    assert torch.equal(passed_over._order(0, 0), plain._order(0, 0))
+
+
+@pytest.mark.parametrize(("weights", "options", "said"), [
+    (["-1"], {}, "line 2: weight is '-1'; it must be a number of 0 or more"),
+    (["heavy"], {}, "line 2: weight is 'heavy'"),
+    (["nan"], {}, "line 2: weight is 'nan'"),
+    (["2"], {"sampler": "balanced"}, "both say how often an image is drawn"),
+])  # fmt: skip
+def test_weights_that_cannot_be_used(root, weights, options, said):
+    lines = ["path,label,weight", *(f"{line},{w}" for line, w in zip(PLAIN, weights + ["1"] * 39, strict=True))]
+    with pytest.raises(DataError, match=re.escape(said)):
+        build(root, lines, **options)
+
+
+def test_weights_of_zero_leave_images_out_of_training(root):
+    lines = [
+        "path,label,split,weight",
+        *(f"{p},{'train' if i < 30 else 'val'},{int(i < 10)}" for i, p in enumerate(PLAIN)),
+    ]
+    data = build(root, lines)
+    drawn = torch.cat([batch.indices for batch in data.train_batches(0, device=CPU)])
+    assert {numbers(data, "train")[i] for i in drawn.tolist()} == set(range(10)) and len(drawn) == 30
+    none = [lines[0], *(line[:-1] + str(int(",val," in line)) for line in lines[1:])]
+    with pytest.raises(DataError, match="every training image has weight 0"):
+        build(root, none)

@@ -82,7 +82,7 @@ def table(tmp_path_factory) -> Path:
 
 
 def test_what_a_task_measures_is_what_scikit_learn_says(table):
-    data = csv_file(str(table), targets="multilabels", workers=0)
+    data = csv_file(str(table), task="multilabel", workers=0)
     task = MultiLabel(BCE(num_classes=K), data)
     torch.manual_seed(0)
     every = [(b, torch.randn(len(b.indices), K)) for b in data.eval_batches("val", device=torch.device("cpu"))]
@@ -106,7 +106,7 @@ def test_what_a_task_measures_is_what_scikit_learn_says(table):
 
 
 def test_a_loss_of_one_label_is_refused(table):
-    data = csv_file(str(table), targets="multilabels", workers=0)
+    data = csv_file(str(table), task="multilabel", workers=0)
     for loss in (CrossEntropy(num_classes=K), Sum([BCE, CrossEntropy], num_classes=K)):
         with pytest.raises(ConfigError, match=r"CrossEntropy is a loss for one label an image, .* loss=bce"):
             MultiLabel(loss, data)
@@ -115,7 +115,7 @@ def test_a_loss_of_one_label_is_refused(table):
 def test_a_run_learns_chooses_thresholds_and_is_evaluated_alike(table, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = [
-        "model=lenet5", "image_size=32", "data=csv", f"data.file={table}", "data.targets=multilabels", "data.workers=0",
+        "model=lenet5", "image_size=32", "data=csv", f"data.file={table}", "data.task=multilabel", "data.workers=0",
         "loss=bce", "loss.positive_weights=auto", "optimizer=adam", "optimizer.lr=0.005", "trainer.max_epochs=15",
         "data.batch_size=16", "callbacks.samples=4", "logger=none",
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_run_learns_chooses_thresholds_and_is_evaluated_alike(table, tmp_path,
     metrics = train(compose(settings), tmp_path / "run")
     assert metrics["test/map"] > 0.9 and metrics["test/macro_f1"] > 0.8
     shown = "".join(capsys.readouterr())
-    data = csv_file(str(table), targets="multilabels", workers=0)
+    data = csv_file(str(table), task="multilabel", workers=0)
     counts = [int(n) for n in data.class_counts("train")]
     assert f"positive weights north {(data.size('train') - counts[0]) / counts[0]:.3g}" in " ".join(shown.split())
     thresholds = checkpoint.load(tmp_path / "run" / "best.ckpt")["chosen"]["thresholds"]
@@ -153,7 +153,7 @@ def test_a_run_learns_chooses_thresholds_and_is_evaluated_alike(table, tmp_path,
 def test_mixed_images_have_soft_targets_of_several_labels(table):
     from cnn_train.data.augment import CutMix
 
-    data = csv_file(str(table), targets="multilabels", workers=0, augment=CutMix())
+    data = csv_file(str(table), task="multilabel", workers=0, augment=CutMix())
     batch = next(data.train_batches(0, device=torch.device("cpu")))
     assert isinstance(batch, Batch) and batch.targets.shape == (64, K) and float(batch.targets.max()) == 1
     assert bool(((batch.targets > 0) & (batch.targets < 1)).any())

@@ -11,9 +11,10 @@ from cnn_train.data.data import Data
 from cnn_train.data.folder import SIDE, image_files
 from cnn_train.data.listing import Listing
 from cnn_train.data.splits import NAMES, check_fractions, group_parts, in_folds, missing_splits
+from cnn_train.data.targets import KINDS, Targets
 from cnn_train.errors import DataError
 
-ROLES = ("path", "label", "split", "group")
+ROLES = ("path", "label", "split", "group", "weight")
 BETWEEN = ";"  # several labels in one field
 
 
@@ -24,6 +25,7 @@ class Row:
     labels: tuple[str, ...]
     split: str
     group: str
+    weight: float
 
 
 def csv_file(
@@ -31,8 +33,8 @@ def csv_file(
     root: str | None = None,
     image_size: int | Sequence[int] | None = None,
     *,
-    targets: Literal["labels", "multilabels"] = "labels",
-    columns: Mapping[str, str] | None = None,
+    task: Literal["classification", "multilabel"] = "classification",
+    columns: Mapping[str, str | None] | None = None,
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     folds: int | None = None,
@@ -41,22 +43,23 @@ def csv_file(
 ) -> Data:
     """Images that a table lists, with paths relative to `root` (None: the table's folder).
 
-    Its columns are path and label, and may be split (train, val, test) and group: no group is cut into two splits.
-    `columns` gives other names, as {path: image, label: species}. Delimiter and header are found; without a header the
-    first two columns are path and label. With `targets="multilabels"` a label is several with ";" between, or each
+    Its columns are path and label, and may be split (train, val, test), group (no group is cut into two splits) and
+    weight (training draws an image in proportion to it; empty: 1). `columns` gives other names, as {path: image, label:
+    species}, or null for a column to pass over. Delimiter and header are found; without a header the
+    first two columns are path and label. With `task="multilabel"` a label is several with ";" between, or each
     further column is a class with 0 or 1. Splits that the table does not give are cut, and `folds` are as in
     `data.folder`. The rest is as in `image_files`. Raises DataError, which names the line.
     """
     listing = list_table(
-        file, root, targets=targets, columns=columns, val_fraction=val_fraction, test_fraction=test_fraction,
+        file, root, targets=KINDS[task], columns=columns, val_fraction=val_fraction, test_fraction=test_fraction,
         folds=folds, fold=fold,
     )  # fmt: skip
     return image_files(listing, image_size, SIDE, **options)
 
 
 def list_table(
-    file: str | None, root: str | None, *, targets: Literal["labels", "multilabels"],
-    columns: Mapping[str, str] | None, val_fraction: float, test_fraction: float, folds: int | None, fold: int,
+    file: str | None, root: str | None, *, targets: Targets,
+    columns: Mapping[str, str | None] | None, val_fraction: float, test_fraction: float, folds: int | None, fold: int,
 ) -> Listing:  # fmt: skip
     """The files of `csv_file`. Raises DataError."""
     if file is None:
@@ -73,7 +76,14 @@ def list_table(
     chosen, notes = _splits(table, rows, number, {"val": val_fraction, "test": test_fraction}, folds, fold)
     splits = {split: [samples[i] for i in part] for split, part in chosen.items()}
     groups = {path: row.group for (path, _), row in zip(samples, rows, strict=True) if row.group}
-    return Listing(table.stem, folder, targets, splits, class_names, notes, groups=groups)
+    weights = {path: row.weight for (path, _), row in zip(samples, rows, strict=True)}
+    if len(set(weights.values())) == 1:
+        weights = {}
+    elif not any(weights[path] for path, _ in splits["train"]):
+        raise DataError(f"{table}: every training image has weight 0; training draws images in proportion to it")
+    else:
+        notes.append("training draws by the column weight")
+    return Listing(table.stem, folder, targets, splits, class_names, notes, groups=groups, weights=weights)
 
 
 def _target(row: Row, number: Mapping[str, int], targets: str) -> int | list[float]:
@@ -82,7 +92,7 @@ def _target(row: Row, number: Mapping[str, int], targets: str) -> int | list[flo
     return [float(name in row.labels) for name in number]
 
 
-def read_table(table: Path, targets: str, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+def read_table(table: Path, targets: str, columns: Mapping[str, str | None]) -> tuple[list[Row], list[str]]:
     """The rows of a table, and the names of the classes in order."""
     try:
         text = table.read_text(encoding="utf-8-sig")
@@ -100,15 +110,26 @@ def read_table(table: Path, targets: str, columns: Mapping[str, str]) -> tuple[l
             raise DataError(f"{table} line {line} has {len(fields)} fields, fewer than the first; mend or remove it")
         values = {role: fields[column].strip() for role, column in place.items()}
         labels = _labels(table, line, fields, values, of_classes, targets)
-        rows.append(Row(line, values["path"], labels, values.get("split", ""), values.get("group", "")))
+        weight = _weight(table, line, values.get("weight", ""))
+        rows.append(Row(line, values["path"], labels, values.get("split", ""), values.get("group", ""), weight))
     names = list(of_classes) or sorted({label for row in rows for label in row.labels})
     if len(names) < 2:
         raise DataError(f"{table} has one class, {', '.join(names)}, on {len(rows)} lines; two are needed")
     return rows, names
 
 
+def _weight(table: Path, line: int, text: str) -> float:
+    try:
+        weight = float(text or 1)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise DataError(f"{table} line {line}: weight is {text!r}; it must be a number of 0 or more, or empty for 1")
+    return weight
+
+
 def _columns(
-    table: Path, lines: list[tuple[int, list[str]]], targets: str, columns: Mapping[str, str]
+    table: Path, lines: list[tuple[int, list[str]]], targets: str, columns: Mapping[str, str | None]
 ) -> tuple[dict[str, int], dict[str, int], list[tuple[int, list[str]]]]:
     """The column of each role, the columns of classes, and the lines below the header."""
     unknown = set(columns) - set(ROLES)
@@ -117,7 +138,7 @@ def _columns(
     head = [field.strip() for field in lines[0][1]]
     wanted = {role: columns.get(role, role) for role in ROLES}
     place = {role: head.index(name) for role, name in wanted.items() if name in head}
-    missing = [name for role, name in wanted.items() if role in columns and role not in place]
+    missing = [name for role, name in wanted.items() if name and role in columns and role not in place]
     if missing:
         raise DataError(f"{table} has no column {missing[0]!r}; its columns are {', '.join(head)}")
     if not place and len(head) == 2:
@@ -153,7 +174,7 @@ def _labels(
     if not label:
         raise DataError(f"{table} line {line} has no label; fill it in or remove the line")
     if BETWEEN in label:
-        raise DataError(f"{table} line {line} has several labels, {label!r}; data.targets=multilabels")
+        raise DataError(f"{table} line {line} has several labels, {label!r}; data.task=multilabel")
     return (label,)
 
 

@@ -3,8 +3,9 @@
 Data that fits in memory lives on the device as uint8 and is indexed, augmented and normalized there, a batch at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from cnn_train.data.augment import Augment, apply, check_support
 from cnn_train.data.boxes import UNUSED
 from cnn_train.data.joined import Joined
-from cnn_train.data.sampling import balanced_order, uniform_order
+from cnn_train.data.sampling import balanced_order, uniform_order, weighted_order
 from cnn_train.data.scales import Scales
 from cnn_train.data.splits import skipped_table, split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
@@ -116,7 +117,8 @@ class DataSet:
     brought to size (`cnn_train.data.images.bring_to_size`), `reading` how a file becomes an image, as plain data.
     With `one_by_one` the images of evaluation differ in size, so that a batch holds one. `notes` are remarks for the
     header of a run, `root` is the folder of its files, `skipped` are files that are left out, with the reason. `groups`
-    are those of files that belong together, such as photographs of one patient.
+    are those of files that belong together, such as photographs of one patient; `weights` say how often training files
+    are drawn, in proportion.
     """
 
     name: str
@@ -134,6 +136,7 @@ class DataSet:
     root: Path | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Data:
@@ -177,7 +180,7 @@ class Data:
         check_support(self.name, data_set.targets, augment)
         train, self.augment = data_set.splits["train"].augmented(augment)
         self.splits: dict[str, Source] = {**data_set.splits, "train": train}
-        self._balanced = self._labels_to_balance() if sampler == "balanced" else None
+        self._order = self._sampling(sampler, data_set.weights)
         self._scales = None if multi_scale is None else Scales(multi_scale, self.image_size, seed)
         self.drop_last = drop_last and len(train) >= batch_size
         self.normalize_by(*self._normalization(mean, std))
@@ -192,19 +195,24 @@ class Data:
         """What a network does with such targets: classification, multilabel, segmentation or detection."""
         return TASKS[self.spec.kind]
 
-    def _labels_to_balance(self) -> Tensor:
+    def _sampling(self, sampler: str, weights: Mapping[str, float]) -> Callable[[int, int], Tensor]:
+        """What gives the indices of the training samples by seed and epoch."""
+        train = self.splits["train"]
+        if sampler != "balanced":
+            if not weights:
+                return partial(uniform_order, len(train))
+            return partial(weighted_order, torch.tensor([weights[path] for path in train.paths()]))
+        if weights:
+            raise DataError(
+                "data.sampler=balanced and a column weight both say how often an image is drawn; use data.sampler="
+                "uniform, which follows the weights, or data.columns={weight: null} to pass them over"
+            )
         if self.targets not in ("labels", "multilabels"):
             raise DataError(
                 f"data.sampler=balanced is for labels of whole images, but {self.name} has {self.targets}; "
                 "loss.class_weights=auto weighs classes of pixels"
             )
-        return self.splits["train"].labels()
-
-    def _order(self, epoch: int) -> Tensor:
-        """The indices of the training samples in an epoch."""
-        if self._balanced is not None:
-            return balanced_order(self._balanced, self.seed, epoch)
-        return uniform_order(self.size("train"), self.seed, epoch)
+        return partial(balanced_order, train.labels())
 
     def _normalization(
         self, mean: Sequence[float] | None, std: Sequence[float] | None
@@ -252,7 +260,7 @@ class Data:
         self, epoch: int, *, device: torch.device, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on, or this process's part of each."""
-        order = self._order(epoch).to(device)
+        order = self._order(self.seed, epoch).to(device)
         cuts = range(start * self.batch_size, self.train_steps(world_size) * self.batch_size, self.batch_size)
         indices = [order[cut : cut + self.batch_size][rank::world_size] for cut in cuts]
         together = self._steps_together()

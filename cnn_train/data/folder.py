@@ -112,7 +112,7 @@ def image_files(
     data_set = DataSet(
         listing.name, listing.targets, sources, class_names, reader.num_channels, size, resize=resize,
         reading=reader.reading(), notes=notes, root=listing.root, skipped=found.faults,
-        groups=listing.groups,
+        groups=listing.groups, weights=listing.weights,
     )  # fmt: skip
     return Data(data_set, **batching)
 

@@ -15,7 +15,7 @@ class Listing:
 
     A target is a class number, numbers for multi-labels, or a mask's path that `masks` reads. `notes` are remarks for
     the header of a run. `faults` are files that cannot be used, as images without a mask, with the reason.
-    `groups` are those of files that belong together.
+    `groups` are those of files that belong together, `weights` say how often files are drawn in training.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Listing:
     masks: MaskReader | None = None
     faults: dict[str, str] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def images(self) -> list[str]:
         """Every image once, sorted."""

@@ -11,6 +11,21 @@ def uniform_order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator(seed, epoch))
 
 
+def weighted_order(weights: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many draws as there are samples (N), each sample in proportion to its weight (N).
+
+    A sample that is due 2.3 times comes 2 or 3 times, and with equal weights each comes once: systematic sampling
+    (Madow 1949), which adds no more noise than rounding does.
+    """
+    random = generator(seed, epoch)
+    mixed = torch.randperm(len(weights), generator=random)  # so that who is rounded up depends on no neighbour
+    ends = weights.double()[mixed].cumsum(0)
+    ends = ends / ends[-1] * len(weights)
+    points = torch.arange(len(weights), dtype=torch.float64) + torch.rand(1, generator=random, dtype=torch.float64)
+    drawn = mixed[torch.searchsorted(ends, points, right=True).clamp_max(len(weights) - 1)]
+    return drawn[torch.randperm(len(drawn), generator=random)]
+
+
 def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
     """As many draws as there are samples (N), the same number for each class, but for one where that does not go up.
 

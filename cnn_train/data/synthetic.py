@@ -7,6 +7,7 @@ import torch
 
 from cnn_train.data.data import Data, DataSet, InMemory, as_size
 from cnn_train.data.random import generator
+from cnn_train.data.targets import KINDS
 from cnn_train.errors import DataError
 
 
@@ -16,7 +17,7 @@ def synthetic(
     samples: int = 1000,
     num_classes: int = 10,
     channels: int = 3,
-    targets: Literal["labels", "multilabels", "maps"] = "labels",
+    task: Literal["classification", "multilabel", "segmentation"] = "classification",
     **batching: Any,
 ) -> Data:
     """`samples` training images of uniform noise (32x32 by default), and a fifth as many for val and for test.
@@ -33,10 +34,10 @@ def synthetic(
     for number, (split, count) in enumerate((("train", samples), ("val", samples // 5), ("test", samples // 5))):
         random = generator(number)
         noise = torch.randint(0, 128, (count, channels, height, width), dtype=torch.uint8, generator=random)
-        if targets == "maps":
+        if task == "segmentation":
             labels = torch.randint(0, num_classes, (count, height, width), generator=random)
             level = labels.unsqueeze(1)
-        elif targets == "multilabels":
+        elif task == "multilabel":
             labels = torch.randint(0, 2, (count, num_classes), generator=random).float()
             level = labels.sum(1).view(-1, 1, 1, 1)
         else:
@@ -44,4 +45,4 @@ def synthetic(
             level = labels.view(-1, 1, 1, 1)
         splits[split] = InMemory(noise + (level * (127 // num_classes)).to(torch.uint8), labels)
     names = [str(number) for number in range(num_classes)]
-    return Data(DataSet("synthetic", targets, splits, names, channels, (height, width)), **batching)
+    return Data(DataSet("synthetic", KINDS[task], splits, names, channels, (height, width)), **batching)

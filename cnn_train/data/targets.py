@@ -15,6 +15,7 @@ TASKS: dict[Targets, str] = {
     "maps": "segmentation",
     "boxes": "detection",
 }
+KINDS: dict[str, Targets] = {task: kind for kind, task in TASKS.items()}
 
 
 @dataclass(frozen=True)
