@@ -29,8 +29,9 @@ from cnn_train.data.augment import (
 from cnn_train.data.augment.draws import beta as beta_quantiles
 from cnn_train.data.augment.draws import draws
 from cnn_train.data.augment.moves import nearest, resized
-from cnn_train.data.data import Data, DataSet, InMemory
+from cnn_train.data.data import Data, DataSet
 from cnn_train.data.random import generator
+from cnn_train.data.source import InMemory
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 

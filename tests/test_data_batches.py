@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cnn_train.data.augment import Compose, Erase, MixUp, Shift, flip_crop
-from cnn_train.data.data import Data, DataSet, InMemory
+from cnn_train.data.data import Data, DataSet
 from cnn_train.data.digits import digits
 from cnn_train.data.random import generator, key, uniform
+from cnn_train.data.source import InMemory
 from cnn_train.errors import DataError
 
 CPU = torch.device("cpu")

@@ -26,8 +26,9 @@ from cnn_train.data.augment import (
     flip_crop,
 )  # fmt: skip
 from cnn_train.data.boxes import UNUSED, covered_share, move_boxes, pack_boxes
-from cnn_train.data.data import Batch, Data, DataSet, InMemory
+from cnn_train.data.data import Batch, Data, DataSet
 from cnn_train.data.images import bring_to_size
+from cnn_train.data.source import InMemory
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
 

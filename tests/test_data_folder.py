@@ -5,19 +5,21 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cnn_train.data.augment import Compose, Flip, PerSample, RandomResizedCrop, ScaleCrop, apply
-from cnn_train.data.data import InMemory
+from cnn_train.data.augment import Compose, Flip, PadCrop, PerSample, RandomResizedCrop, ScaleCrop, apply
+from cnn_train.data.disk import OnDisk
 from cnn_train.data.folder import folder
-from cnn_train.data.images import bring_to_size, read_image
+from cnn_train.data.images import Reader, bring_to_size, read_image
+from cnn_train.data.source import Held
 from cnn_train.data.splits import cut_by_name
 from cnn_train.data.targets import TargetSpec
-from cnn_train.errors import DataError
+from cnn_train.errors import DataError, EnvError
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
@@ -134,11 +136,54 @@ def test_evaluation_is_unaltered_by_augmentation(root):
         assert sum(len(batch.indices) for batch in data.eval_batches(split, device=CPU)) == data.size(split)
 
 
-def test_in_memory_is_the_same_as_on_disk(root):
-    on_disk, in_memory = build(root), build(root, in_memory=True)
-    assert isinstance(in_memory.splits["train"], InMemory)
-    for a, b in zip(epoch(on_disk), epoch(in_memory), strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+@pytest.mark.parametrize(
+    "augment", [None, RandomResizedCrop, PadCrop], ids=lambda augment: getattr(augment, "__name__", "none")
+)
+@pytest.mark.parametrize("cache", ["auto", "ram", "disk"])
+def test_a_cache_gives_the_same_bits_and_decodes_once(root, cache, augment, monkeypatch):
+    own = augment and (augment(4) if augment is PadCrop else augment())
+    plain, kept = (build(root, augment=own, workers=0, cache=which) for which in ("none", cache))
+    whole = augment is RandomResizedCrop and cache != "disk"  # those crop whole images, which memory does not hold
+    assert isinstance(kept.splits["train"], OnDisk if whole or cache == "disk" else Held)
+    reads = []
+    read = Reader.values
+    monkeypatch.setattr(Reader, "values", lambda self, path: reads.append(path) or read(self, path))
+    for number in range(2):
+        for a, b in zip(epoch(plain, number), epoch(kept, number), strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        for a, b in zip(*(data.eval_batches("val", device=CPU) for data in (plain, kept)), strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+    train, val = plain.size("train"), plain.size("val")
+    assert len(reads) == 2 * (train + val) + (2 if whole else 1) * train + val
+
+
+def test_pixels_kept_on_disk_are_of_the_file_as_it_is(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    data = build(root, workers=0, cache="disk", normalize="none")
+    images = torch.cat([batch.images for batch in data.eval_batches("train", device=CPU)])
+    files = sorted((tmp_path / "kept").rglob("decoded/*/*.npy"))
+    assert len(files) == data.size("train")
+    assert f"decoded images are kept in {tmp_path / 'kept' / 'cnn-train' / 'decoded'}" in data.notes
+    files[0].write_bytes(files[0].read_bytes()[:90])  # cut off
+    np.save(files[1], np.array([{"code": 1}], dtype=object))  # a pickle, which is not read
+    np.save(files[2], np.zeros((1, 4, 4), np.uint8))  # another number of channels
+    again = torch.cat([batch.images for batch in data.eval_batches("train", device=CPU)])
+    assert torch.equal(images, again)
+    path = Path(data.splits["train"].paths()[0])
+    with Image.open(path) as image:
+        turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned.save(path)
+    other = build(root, workers=0, cache="disk", normalize="none", mean=[0.0] * 3, std=[1.0] * 3)
+    assert not torch.equal(next(iter(other.eval_batches("train", device=CPU))).images[0], images[0])
+
+
+def test_a_cache_that_does_not_fit_is_not_begun(root, monkeypatch):
+    monkeypatch.setattr("cnn_train.data.disk.free_memory", lambda: 1000)
+    assert isinstance(build(root, cache="auto").splits["train"], OnDisk)
+    assert isinstance(build(root, cache="ram").splits["train"], Held)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(EnvError, match=r"data\.cache=disk needs .* GiB free; set data\.cache_dir=DIR"):
+        build(root, cache="disk")
 
 
 def test_statistics_are_computed_once_and_kept(root, monkeypatch):

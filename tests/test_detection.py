@@ -21,7 +21,8 @@ from cnn_train.boxes import cluster_sizes
 from cnn_train.config.build import build
 from cnn_train.config.compose import compose
 from cnn_train.config.load import load as load_config
-from cnn_train.data.data import Batch, Data, DataSet, InMemory
+from cnn_train.data.data import Batch, Data, DataSet
+from cnn_train.data.source import InMemory
 from cnn_train.errors import ConfigError
 from cnn_train.experiment.build import build_task, monitored
 from cnn_train.experiment.evaluate import evaluate

@@ -14,7 +14,7 @@ from kills import OPTIONS, prepare
 from PIL import Image
 
 from cnn_train.config.compose import compose
-from cnn_train.data.shm import check_shared_memory
+from cnn_train.data.room import check_shared_memory
 from cnn_train.errors import DataError, EnvError
 from cnn_train.experiment.train import train
 from cnn_train.runs import checkpoint
@@ -94,7 +94,7 @@ def test_a_run_without_a_reader_is_trained_to_its_end(tmp_path, streams):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers by /proc")
 def test_a_killed_worker_is_told_of_and_the_state_saved(tmp_path):
     root = photographs(tmp_path / "photos", 200)
-    words = ["data=folder", f"data.root={root}", "data.workers=2", "data.in_memory=false", "trainer.max_epochs=50"]
+    words = ["data=folder", f"data.root={root}", "data.workers=2", "data.cache=none", "trainer.max_epochs=50"]
     words += ["model=lenet5", "image_size=32", "data.batch_size=8", "trainer.progress=plain", "logger=none"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cnn_train", *words, f"output_dir={tmp_path}"], stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ CHANGEABLE = (
     "trainer.max_epochs", "trainer.progress", "trainer.accelerator", "trainer.devices", "trainer.strategy",
     "trainer.precision", "trainer.eval_every", "trainer.log_every", "trainer.profiler", "trainer.on_nan",
     "trainer.gradient_clip", "callbacks.", "data.root", "data.workers", "data.cache_dir", "data.in_memory",
-    "data.eval_batch_size", "data.download", "logger.", "repro",
+    "data.cache", "data.eval_batch_size", "data.download", "logger.", "repro",
 )  # fmt: skip
 
 

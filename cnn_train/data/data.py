@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from cnn_train.data.boxes import UNUSED
 from cnn_train.data.joined import Joined
 from cnn_train.data.sampling import balanced_order, uniform_order, weighted_order
 from cnn_train.data.scales import Scales
+from cnn_train.data.source import Held, InMemory, Source
 from cnn_train.data.splits import skipped_table, split_table
 from cnn_train.data.targets import TASKS, Targets, TargetSpec
 from cnn_train.errors import DataError
@@ -32,81 +33,6 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     indices: Tensor
-
-
-class Source(Protocol):
-    """A split: uint8 images and targets by index, all of one size."""
-
-    def __len__(self) -> int: ...
-
-    def batches(
-        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index tensor (n): images (n, C, H, W) uint8 and targets on the device; epoch None: unaltered."""
-        ...
-
-    def augmented(self, augment: Augment | None) -> tuple["Source", Augment | None]:
-        """The split that does the first part of an augmentation itself, and the rest, which is for whole batches."""
-        ...
-
-    def paths(self) -> list[str]:
-        """The file of each image; empty if it has none of its own."""
-        ...
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel (C), of values in [0, 1]."""
-        ...
-
-    def class_counts(self, num_classes: int) -> Tensor:
-        """Samples, or pixels, of each class (K)."""
-        ...
-
-    def labels(self) -> Tensor:
-        """Every sample's class number (N), or multi-labels (N, K); only where these are the targets."""
-        ...
-
-
-@dataclass
-class InMemory:
-    """A split held as images (N, C, H, W) uint8 and targets, moved to the device once.
-
-    `origin` is the split it was decoded from, which knows which pixels are padding.
-    """
-
-    images: Tensor
-    targets: Tensor
-    origin: Source | None = None
-
-    def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8 and len(self.images) == len(self.targets)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(
-        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        self.images, self.targets = self.images.to(device), self.targets.to(device)
-        for index in indices:
-            yield self.images[index], self.targets[index]
-
-    def augmented(self, augment: Augment | None) -> tuple[Source, Augment | None]:
-        return self, augment
-
-    def paths(self) -> list[str]:
-        return [] if self.origin is None else self.origin.paths()
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        if self.origin is not None:
-            return self.origin.statistics()
-        # By histogram: exact, and without a float copy of all images.
-        return histogram_statistics(channel_histograms(self.images.cpu()))
-
-    def class_counts(self, num_classes: int) -> Tensor:
-        return self.origin.class_counts(num_classes) if self.origin is not None else counts(self.targets, num_classes)
-
-    def labels(self) -> Tensor:
-        return self.targets.cpu()
 
 
 @dataclass(frozen=True)
@@ -284,7 +210,7 @@ class Data:
         steps of several scales cannot be joined.
         """
         mixes = self.augment is not None and self.augment.mixes
-        if mixes or self._scales is not None or not isinstance(self.splits["train"], InMemory):
+        if mixes or self._scales is not None or not isinstance(self.splits["train"], InMemory | Held):
             return 1
         numbers = self.batch_size * self.in_channels * self.image_size[0] * self.image_size[1]
         return min(max(2**20 // numbers, 1), 16)
@@ -358,34 +284,11 @@ def _grown(tensors: Sequence[Tensor], value: float) -> tuple[Tensor, ...]:
     return tuple(F.pad(t, (0, width - t.size(-1), 0, height - t.size(-2)), value=value) for t in tensors)
 
 
-def counts(targets: Tensor, num_classes: int) -> Tensor:
-    """How often each class occurs (K) in labels or label maps, or in multi-labels or boxes, which hold floats."""
-    if targets.is_floating_point():
-        if targets.ndim == 2:
-            return targets.sum(0).long()
-        targets = targets[..., 4]
-    flat = targets.flatten().long()
-    return torch.bincount(flat[(flat >= 0) & (flat < num_classes)], minlength=num_classes)
-
-
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """What values of 0..255 are multiplied by, and what is added, to standardize them; (C, 1, 1) each."""
     deviation = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
     middle = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
     return (1 / (255 * deviation)).float(), (-middle / deviation).float()
-
-
-def channel_histograms(images: Tensor) -> Tensor:
-    """How often each value occurs in each channel: images (N, C, H, W) uint8 -> (C, 256)."""
-    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
-
-
-def histogram_statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, in [0, 1], from how often each value occurs: (C, 256) -> (C), (C)."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    share = counts.double() / counts.sum(1, keepdim=True)
-    mean = share @ values
-    return mean, (share @ values.square() - mean.square()).clamp(min=0).sqrt()
 
 
 def as_size(image_size: int | Sequence[int] | None, default: int) -> tuple[int, int]:

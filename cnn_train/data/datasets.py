@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.images import Resize, bring_to_size
 from cnn_train.data.random import generator
+from cnn_train.data.source import InMemory
 from cnn_train.errors import DataError
 
 

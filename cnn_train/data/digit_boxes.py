@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnn_train.data.cache import cache_folder, keep
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.digit_scenes import SPLIT_KEYS, contrasting_colour, draw_digit, draw_ground
 from cnn_train.data.digits import NAMES, load_digits
+from cnn_train.data.source import InMemory
 
 VERSION = 1  # of the generator: a cached file of another version is not used
 MOST = 8  # digits in a scene

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_train.data.cache import cache_folder, keep
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.digits import NAMES, load_digits
+from cnn_train.data.source import InMemory
 
 IGNORE = 255
 VERSION = 1  # of the generator: a cached file of another version is not used

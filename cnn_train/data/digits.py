@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
+from cnn_train.data.source import InMemory
 
 NAMES = [str(digit) for digit in range(10)]
 

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 
 from cnn_train.data.augment import Augment, PerSample, apply, split_stages
 from cnn_train.data.boxes import pack_boxes
-from cnn_train.data.cache import remember
-from cnn_train.data.data import InMemory, Source, channel_histograms, counts, histogram_statistics
+from cnn_train.data.cache import DECODED, cache_folder, remember, remember_pixels
+from cnn_train.data.checking import shown
 from cnn_train.data.images import Reader, bring_to_size
-from cnn_train.data.shm import check_shared_memory
+from cnn_train.data.room import Cache, check_disk, check_shared_memory, free_memory
+from cnn_train.data.source import Held, InMemory, Source, channel_histograms, counts, histogram_statistics
 from cnn_train.data.targets import TargetSpec
 from cnn_train.data.team import Team
 from cnn_train.errors import DataError
@@ -47,6 +48,7 @@ class OnDisk:
     workers: int = 0
     one_size: bool = True  # whether images that are left as they are can make a batch
     cache_dir: str | None = None
+    keeps: bool = False  # whether what was decoded is kept in the cache's folder
 
     def __post_init__(self) -> None:
         boxes = [len(target) for _, target in self.samples] if self.spec.kind == "boxes" else []
@@ -58,17 +60,40 @@ class OnDisk:
 
     def load(self, index: int, epoch: int | None, seed: int) -> tuple[Tensor, Tensor]:
         """Image (C, H, W) uint8 and target of one sample, as in an epoch, or unaltered."""
+        augments = [] if epoch is None else self.augments
+        image, target = self._unaltered(index, not any(augment.brings_to_size for augment in augments))
+        for augment in augments:
+            image, target = augment.one(image, target, self.size, index, epoch or 0, seed, self.spec)
+        return image.contiguous(), target.contiguous()
+
+    def _unaltered(self, index: int, fit: bool) -> tuple[Tensor, Tensor]:
+        """A sample as `_decoded` makes it, or as it was kept."""
+        if not self.keeps:
+            return self._decoded(index, fit)
+        path, raw = self.samples[index]
+        maps = self.spec.kind == "maps"
+
+        def decode() -> Tensor:
+            image, target = self._decoded(index, fit)
+            return torch.cat([image, target[None]]) if maps else image
+
+        size = f"{self.size} {self.how}" if fit else "whole"
+        files = [path, raw] if maps else [path]
+        made = remember_pixels(
+            self.cache_dir, files, f"{size} {self.reader} {self.read_mask}", self.reader.num_channels + maps, decode
+        )
+        return (made[:-1], made[-1]) if maps else (made, self._target(raw))
+
+    def _decoded(self, index: int, fit: bool) -> tuple[Tensor, Tensor]:
+        """Image (C, H, W) uint8 and target of one sample, at the size of training if it is to `fit`."""
         path, raw = self.samples[index]
         image, target = self.reader(path), self._target(raw)
         own = image.size(1), image.size(2)
         if self.spec.kind == "maps" and target.shape != own:
             raise DataError(sizes_differ(path, raw, own, tuple(target.shape)))
-        augments = [] if epoch is None else self.augments
-        if own != self.size and not any(augment.brings_to_size for augment in augments):
+        if fit and own != self.size:
             image, target = apply(bring_to_size(own, self.size, self.how), image, target, self.spec)
-        for augment in augments:
-            image, target = augment.one(image, target, self.size, index, epoch or 0, seed, self.spec)
-        return image.contiguous(), target.contiguous()
+        return image, target
 
     def _target(self, raw: Any) -> Tensor:
         if self.spec.kind == "maps":
@@ -126,11 +151,15 @@ class OnDisk:
 
     def in_memory(self) -> InMemory:
         """The split decoded at once, unaltered."""
-        if self.how == "own" and not self.one_size:
-            raise DataError("data.resize=own leaves images in different sizes; choose data.in_memory=false")
-        every = torch.arange(len(self)).split(256)
-        images, targets = zip(*self.batches(every, None, 0, torch.device("cpu")), strict=True)
-        return InMemory(torch.cat(images), torch.cat(targets), self)
+        every, images, targets = torch.arange(len(self)).split(256), torch.empty(0), torch.empty(0)
+        made = self.batches(every, None, 0, torch.device("cpu"))
+        for index in shown(every, "decode images", len(self)):
+            some, their = next(made)
+            if not len(images):
+                images = torch.empty(len(self), *some.shape[1:], dtype=some.dtype)
+                targets = torch.empty(len(self), *their.shape[1:], dtype=their.dtype)
+            images[index], targets[index] = some, their
+        return InMemory(images, targets)
 
     def statistics(self, most: int = 1000) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel (C), of values in [0, 1]; from `most` images evenly spread.
@@ -217,10 +246,30 @@ def num_workers(workers: int | None) -> int:
     return min(cores, 8)
 
 
-def as_sources(splits: Mapping[str, list[tuple[str, Any]]], common: OnDisk, in_memory: bool) -> dict[str, Source]:
-    """The splits as sources like `common`."""
-    on_disk = {split: replace(common, samples=samples) for split, samples in splits.items()}
-    return {split: source.in_memory() if in_memory else source for split, source in on_disk.items()}
+def as_sources(
+    splits: Mapping[str, list[tuple[str, Any]]], common: OnDisk, cache: Cache, in_memory: bool, notes: list[str]
+) -> dict[str, Source]:
+    """The splits as sources like `common`, with what is decoded kept as `cache` says.
+
+    "auto" holds in memory what takes at most a quarter of the free bytes, "ram" whatever it takes, "disk" writes it
+    into the cache's folder. Each gives the same bits as "none": a training split whose augmentation crops whole images
+    stays in files unless it is on "disk". `in_memory` is "ram" with crops from images of the size of training.
+    """
+    sources = {split: replace(common, samples=samples) for split, samples in splits.items()}
+    masks = common.spec.kind == "maps"
+    pixels = common.size[0] * common.size[1] * (common.reader.num_channels + masks)
+    needed = pixels * sum(map(len, splits.values()))
+    if cache == "disk" and not in_memory:
+        folder = cache_folder(common.cache_dir)
+        check_disk(folder, needed)
+        notes.append(f"decoded images are kept in {folder / DECODED}")
+        return {split: replace(common, samples=samples, keeps=True) for split, samples in splits.items()}
+    small = common.how != "own" and needed <= free_memory() // 4
+    if (in_memory or cache == "ram") and common.how == "own" and not common.one_size:
+        raise DataError("data.resize=own leaves images in different sizes; choose data.in_memory=false data.cache=none")
+    if in_memory or cache == "ram" or (cache == "auto" and small):
+        return {split: Held(source, exact=not in_memory) for split, source in sources.items()}
+    return dict(sources)
 
 
 def sizes_differ(image: str, mask: str, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> str:

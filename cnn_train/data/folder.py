@@ -12,6 +12,7 @@ from cnn_train.data.decode import MAX_PIXELS, SUFFIXES, images_in, left_out
 from cnn_train.data.disk import OnDisk, as_sources, num_workers, warn_of_absent
 from cnn_train.data.images import Channels, Range, Reader, training_size
 from cnn_train.data.listing import Listing
+from cnn_train.data.room import Cache
 from cnn_train.data.splits import (
     by_table,
     check_fractions,
@@ -86,6 +87,7 @@ def image_files(
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
     resize: Literal["crop", "pad", "stretch"] = "crop",
+    cache: Cache = "none",
     in_memory: bool = False,
     verify: bool = True,
     on_error: OnError = "fail",
@@ -97,9 +99,9 @@ def image_files(
     """The data set of image files and their labels, class numbers or multi-labels.
 
     Images come at `image_size` (None: their own if they have one of at most 512, else `side`). `channels` and `range`
-    are as in `Reader`, or "auto": what all files have in common. `verify` decodes every file once before the first
-    training. `on_error="skip"` leaves bad files out, also those that differ from most in channels or type of values, up
-    to 1 % of all.
+    are as in `Reader`, or "auto": what all files have in common. `cache` says where decoded images are kept (see
+    `as_sources`). `verify` decodes every file once before the first training. `on_error="skip"` leaves bad files out,
+    also those that differ from most in channels or type of values, up to 1 % of all.
     """
     count, notes, class_names = num_workers(workers), listing.notes, listing.class_names
     found = surveyed(listing, channels, range, max_pixels, count, verify, on_error, cache_dir)
@@ -108,7 +110,9 @@ def image_files(
     size = chosen_size(image_size, found.common_size, side, notes)
     notes += reader_notes(reader)
     spec = TargetSpec(listing.targets, len(class_names))
-    sources = as_sources(splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), in_memory)
+    sources = as_sources(
+        splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), cache, in_memory, notes
+    )
     data_set = DataSet(
         listing.name, listing.targets, sources, class_names, reader.num_channels, size, resize=resize,
         reading=reader.reading(), notes=notes, root=listing.root, skipped=found.faults,

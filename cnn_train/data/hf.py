@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnn_train.data.checking import look_over, settle
-from cnn_train.data.data import Data, DataSet, InMemory, Source, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.decode import MAX_PIXELS, Header, decode_bytes
 from cnn_train.data.disk import OnDisk, num_workers
 from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader, bring_to_size
+from cnn_train.data.source import InMemory, Source
 from cnn_train.data.splits import NAMES, check_fractions, group_parts, missing_splits
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec

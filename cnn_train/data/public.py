@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.public_files import place, read
+from cnn_train.data.source import InMemory
 from cnn_train.errors import DataError
 
 CLASSES = {"mnist": [str(digit) for digit in range(10)], "svhn": [str(digit) for digit in range(10)]}

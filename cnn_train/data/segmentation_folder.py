@@ -16,6 +16,7 @@ from cnn_train.data.folder import chosen_size, reader_notes, surveyed
 from cnn_train.data.images import common_size
 from cnn_train.data.listing import Listing
 from cnn_train.data.masks import IGNORE, MaskFindings, MaskReader, check_masks, look_at_masks, mask_reader
+from cnn_train.data.room import Cache
 from cnn_train.data.splits import (
     by_table,
     check_fractions,
@@ -142,6 +143,7 @@ def pairs_of_files(
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
     resize: Literal["pad", "crop", "stretch", "own"] = "pad",
+    cache: Cache = "none",
     in_memory: bool = False,
     verify: bool = True,
     on_error: OnError = "fail",
@@ -176,10 +178,11 @@ def pairs_of_files(
     bands = found.reader(channels, range, max_pixels)
     notes += reader_notes(bands)
     spec = TargetSpec("maps", len(reader.classes), IGNORE)
-    same = own["train"] == size and (not in_memory or all(own.values()))
+    same = own["train"] == size and (not (in_memory or cache == "ram") or all(own.values()))
     common = OnDisk([], size, resize, bands, spec, reader, workers=count, one_size=same, cache_dir=cache_dir)
+    sources = as_sources(splits, common, cache, in_memory, notes)
     data_set = DataSet(
-        listing.name, "maps", as_sources(splits, common, in_memory), reader.classes, bands.num_channels, size,
+        listing.name, "maps", sources, reader.classes, bands.num_channels, size,
         ignore_index=IGNORE, resize=resize, reading=bands.reading(), notes=notes, root=listing.root, skipped=bad,
         one_by_one=resize == "own" and not (own["val"] and own["test"]),
     )  # fmt: skip

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import torch
 
-from cnn_train.data.data import Data, DataSet, InMemory, as_size
+from cnn_train.data.data import Data, DataSet, as_size
 from cnn_train.data.random import generator
+from cnn_train.data.source import InMemory
 from cnn_train.data.targets import KINDS
 from cnn_train.errors import DataError
 

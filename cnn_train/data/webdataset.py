@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from cnn_train.data.cache import remember
 from cnn_train.data.checking import OnError, look_over, settle
-from cnn_train.data.data import Data, DataSet, Source
+from cnn_train.data.data import Data, DataSet
 from cnn_train.data.decode import MAX_PIXELS, Header, decode_bytes
 from cnn_train.data.disk import OnDisk, num_workers, warn_of_absent
 from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader
 from cnn_train.data.shards import MOST_LABEL, Entry, Member, expand, index
+from cnn_train.data.source import Held, Source
 from cnn_train.data.splits import check_fractions, cut_by_name, missing_splits
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec
@@ -93,7 +94,7 @@ def webdataset(
     sources: dict[str, Source] = {}
     for split, part in samples.items():
         source = replace(common, samples=part)
-        sources[split] = source.in_memory() if in_memory else source
+        sources[split] = Held(source, exact=False) if in_memory else source
     data_set = DataSet(
         "shards", "labels", sources, names, reader.num_channels, size, resize=resize, reading=reader.reading(),
         notes=notes, skipped=found.faults,

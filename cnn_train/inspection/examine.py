@@ -1,9 +1,7 @@
 """What is known of a network without running it: its graph, findings, memory, and stages by resolution."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_train.config.build import build
@@ -77,18 +75,11 @@ def device_memory() -> tuple[str, int]:
     """The device at hand and its free bytes: the GPU's, or what the system has available for a new process."""
     import torch
 
+    from cnn_train.data.room import free_memory
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")] if hasattr(os, "sysconf") else []
-    try:
-        text = Path("/proc/meminfo").read_text()
-        free = [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")] or free
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit.isdecimal():  # a container's own limit
-            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass
-    return "CPU", max(0, min(free, default=0))
+    return "CPU", free_memory()
 
 
 @dataclass(frozen=True)
