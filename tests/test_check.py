@@ -256,3 +256,16 @@ def test_a_browser_shows_the_page(tmp_path, capsys):
     assert len(found["images"]) == 3 and min(found["images"]) > 300
     assert found["wide"] <= 500 and found["small"] > 0.8  # a headless window has 500 pixels or a phone's 390
     assert found["requests"] == 0 and found["bold"] == 0 and found["headings"] >= 7
+
+
+def test_pictures_of_good_images_are_shown_though_many_are_bad(tmp_path, capsys):
+    for name in ("a", "b"):
+        plain_images(tmp_path / "d" / name, 10)
+    for i in range(4):
+        (tmp_path / "d" / "a" / f"{i:04}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(9))
+    code, shown = check(capsys, "data=folder", f"data.root={tmp_path / 'd'}", f"page={tmp_path / 'check.html'}")
+    assert code == 3 and "4 file(s) cannot be used" in shown and "as the network gets it: 3x" in shown
+    assert (tmp_path / "check.html").read_text().count("data:image/png") == 3  # train, val and test
+    with pytest.raises(DataError, match="4 of 20 files are bad, more than the 1 %"):
+        folder(str(tmp_path / "d"), workers=0, on_error="skip")
+    assert len(folder(str(tmp_path / "d"), workers=0, on_error="skip_all").skipped) == 4

@@ -178,7 +178,10 @@ def test_pixels_kept_on_disk_are_of_the_file_as_it_is(root, tmp_path, monkeypatc
 
 
 def test_a_cache_that_does_not_fit_is_not_begun(root, monkeypatch):
-    monkeypatch.setattr("cnn_train.data.disk.free_memory", lambda: 1000)
+    needed = 36 * 3 * 32 * 32
+    monkeypatch.setattr("cnn_train.data.room.free_memory", lambda: 4 * needed)
+    assert isinstance(build(root, cache="auto").splits["train"], Held)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert isinstance(build(root, cache="auto").splits["train"], OnDisk)
     assert isinstance(build(root, cache="ram").splits["train"], Held)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))

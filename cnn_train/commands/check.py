@@ -43,11 +43,12 @@ def run(options: Options) -> int:
     settings = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(settings, dict)
     target, workers = str(settings["_target_"]), num_workers(settings.get("workers"))
+    kept = {"cache": "none"} if "cache" in settings else {}  # pictures of a few need not decode all
     report, listing = checked(
         cfg.choices.data,
         target,
         {str(name): value for name, value in settings.items()},
-        lambda files: build(cfg.data, **({"on_error": "skip"} if files else {})),
+        lambda files: build(cfg.data, **kept, **({"on_error": "skip_all", "verify": True} if files else {})),
         workers,
         options.distance,
     )

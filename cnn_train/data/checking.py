@@ -18,8 +18,8 @@ SHOWN_FROM = 200  # files whose check shows its progress
 MOST_SKIPPED = 0.01  # share of the files that may be left out
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# What `data.on_error` may say.
-OnError = Literal["fail", "skip"]
+# What `data.on_error` may say. "skip_all" leaves bad files out however many there are: for pictures of the others.
+OnError = Literal["fail", "skip", "skip_all"]
 
 
 def look_over(
@@ -58,9 +58,9 @@ def settle(faults: Mapping[str, str], total: int, on_error: OnError, cache_dir: 
 
     The first 20 are named in the error, and all of them in a file of the cache whose path it says.
     """
-    if on_error not in ("fail", "skip"):
-        raise DataError(f"data.on_error must be fail or skip, got {on_error!r}")
-    if not faults or (on_error == "skip" and len(faults) <= MOST_SKIPPED * total):
+    if on_error not in ("fail", "skip", "skip_all"):
+        raise DataError(f"data.on_error must be fail, skip or skip_all, got {on_error!r}")
+    if not faults or on_error == "skip_all" or (on_error == "skip" and len(faults) <= MOST_SKIPPED * total):
         return
     told = list(faults.values())
     text = "\n".join(told) + "\n"

@@ -15,7 +15,7 @@ from cnn_train.data.boxes import pack_boxes
 from cnn_train.data.cache import DECODED, cache_folder, remember, remember_pixels
 from cnn_train.data.checking import shown
 from cnn_train.data.images import Reader, bring_to_size
-from cnn_train.data.room import Cache, check_disk, check_shared_memory, free_memory
+from cnn_train.data.room import Cache, check_disk, check_shared_memory, memory_for_images
 from cnn_train.data.source import Held, InMemory, Source, channel_histograms, counts, histogram_statistics
 from cnn_train.data.targets import TargetSpec
 from cnn_train.data.team import Team
@@ -251,7 +251,7 @@ def as_sources(
 ) -> dict[str, Source]:
     """The splits as sources like `common`, with what is decoded kept as `cache` says.
 
-    "auto" holds in memory what takes at most a quarter of the free bytes, "ram" whatever it takes, "disk" writes it
+    "auto" holds in memory what takes at most `memory_for_images`, "ram" whatever it takes, "disk" writes it
     into the cache's folder. Each gives the same bits as "none": a training split whose augmentation crops whole images
     stays in files unless it is on "disk". `in_memory` is "ram" with crops from images of the size of training.
     """
@@ -264,7 +264,7 @@ def as_sources(
         check_disk(folder, needed)
         notes.append(f"decoded images are kept in {folder / DECODED}")
         return {split: replace(common, samples=samples, keeps=True) for split, samples in splits.items()}
-    small = common.how != "own" and needed <= free_memory() // 4
+    small = common.how != "own" and needed <= memory_for_images()
     if (in_memory or cache == "ram") and common.how == "own" and not common.one_size:
         raise DataError("data.resize=own leaves images in different sizes; choose data.in_memory=false data.cache=none")
     if in_memory or cache == "ram" or (cache == "auto" and small):

@@ -126,11 +126,11 @@ def surveyed(
     cache_dir: str | None,
 ) -> Survey:  # fmt: skip
     """The survey of the images that are used; its faults are those that are left out. Raises DataError."""
-    if on_error == "skip" and not verify:
-        raise DataError("data.on_error=skip needs data.verify=true: bad files are left out before training")
+    if on_error != "fail" and not verify:
+        raise DataError(f"data.on_error={on_error} needs data.verify=true: bad files are left out before training")
     paths = listing.images()
     found = survey(paths, max_pixels, workers, verify, cache_dir)
-    if on_error == "skip":
+    if on_error != "fail":
         found = found.without({**found.unfit(channels, limits), **listing.faults})
     settle(found.faults, len(paths), on_error, cache_dir)
     return found

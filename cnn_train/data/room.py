@@ -27,7 +27,8 @@ def check_shared_memory(workers: int, batch_bytes: int, shared: Path = SHARED) -
 
 def free_memory() -> int:
     """Bytes that the system, or the container, has available for a new process; 0 where that is unknown."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")] if hasattr(os, "sysconf") else []
+    known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})  # not on macOS and Windows
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")] if known else []
     try:
         text = Path("/proc/meminfo").read_text()
         free = [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")] or free
@@ -37,6 +38,12 @@ def free_memory() -> int:
     except OSError:
         pass
     return max(0, min(free, default=0))
+
+
+def memory_for_images() -> int:
+    """Bytes that one process may fill with images unasked: its part of a quarter of what is free."""
+    counts = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTASKS"))
+    return free_memory() // 4 // next((int(count) for count in counts if count.isdecimal() and int(count)), 1)
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -80,7 +80,7 @@ def webdataset(
     fractions = {"val": val_fraction, "test": test_fraction}
     samples, names, notes = list_shards(urls_of, label, classes, fractions, count, cache_dir)
     found = _survey(samples, max_pixels, count, verify, on_error, cache_dir)
-    if on_error == "skip":
+    if on_error != "fail":
         found = found.without(found.unfit(channels, range))
     settle(found.faults, len({member for part in samples.values() for member, _ in part}), on_error, cache_dir)
     if found.faults:
@@ -218,8 +218,8 @@ def _survey(
     cache_dir: str | None,
 ) -> Survey:
     """What the images hold, decoded once and remembered."""
-    if on_error == "skip" and not verify:
-        raise DataError("data.on_error=skip needs data.verify=true: bad images are left out before training")
+    if on_error != "fail" and not verify:
+        raise DataError(f"data.on_error={on_error} needs data.verify=true: bad images are left out before training")
     members = list(dict.fromkeys(member for part in samples.values() for member, _ in part))
     chosen = members if verify else members[:: max(len(members) // 1000, 1)]
 

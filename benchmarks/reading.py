@@ -1,0 +1,80 @@
+"""Images a second from files to batches: each `data.cache`, first and second epoch, against torchvision's DataLoader.
+
+    python benchmarks/reading.py [images] [workers]
+
+JPEGs of 500x375 (coarse noise enlarged, quality 90) become 224x224: brought to size (`centre`), or cropped at random
+and flipped (`crop`). torchvision's are the transforms of its reference training, in a DataLoader with as many workers.
+An epoch is timed from the first request to the last batch, uint8 to normalized float included; the new data set of
+each line has no files in its cache.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cnn_train.data.augment import Compose, Flip, RandomResizedCrop
+from cnn_train.data.folder import folder
+
+BATCH, CPU = 32, torch.device("cpu")
+
+
+def write_images(root: Path, images: int) -> None:
+    """Two classes of JPEGs in train, and two images each in val."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", images // 2), ("val", 2)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                coarse = Image.fromarray(random.integers(0, 256, (38, 50, 3), dtype=np.uint8))
+                coarse.resize((500, 375), Image.Resampling.BICUBIC).save(root / split / name / f"{i}.jpg", quality=90)
+
+
+def torchvision_loader(root: Path, crop: bool, workers: int) -> Iterable[object]:
+    from torchvision import transforms as T
+    from torchvision.datasets import ImageFolder
+
+    first = [T.RandomResizedCrop(224), T.RandomHorizontalFlip()] if crop else [T.Resize(256), T.CenterCrop(224)]
+    last = [T.PILToTensor(), T.ConvertImageDtype(torch.float), T.Normalize([0.5] * 3, [0.25] * 3)]
+    return torch.utils.data.DataLoader(
+        ImageFolder(str(root / "train"), T.Compose(first + last)), BATCH, shuffle=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+
+
+def seconds(batches: Iterable[object]) -> float:
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    images, workers = (int(word) for word in chain(sys.argv[1:3], ("400", "1")[len(sys.argv[1:3]) :]))
+    print(f"{images} images, {workers} worker(s), {torch.get_num_threads()} thread(s); images a second")
+    print(f"{'augment':8} {'cache':12} {'first':>8} {'second':>8} {'second / torchvision':>21}")
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "images"
+        write_images(root, images)
+        for crop in (False, True):
+            loader = torchvision_loader(root, crop, workers)
+            theirs = [images / seconds(loader) for _ in range(2)]
+            print(f"{'crop' if crop else 'centre':8} {'torchvision':12} {theirs[0]:8.0f} {theirs[1]:8.0f} {1:21.2f}")
+            for cache in ("none", "disk") if crop else ("none", "ram", "disk"):
+                data = folder(
+                    str(root), 224, cache=cache, workers=workers, batch_size=BATCH, verify=False, mean=[0.5] * 3,
+                    std=[0.25] * 3, augment=Compose([RandomResizedCrop(), Flip()]) if crop else None,
+                    cache_dir=str(Path(place) / f"{cache}_{crop}"),
+                )  # fmt: skip
+                ours = [images / seconds(data.train_batches(epoch, device=CPU)) for epoch in range(2)]
+                print(f"{'':8} {cache:12} {ours[0]:8.0f} {ours[1]:8.0f} {ours[1] / theirs[1]:21.2f}")
+
+
+if __name__ == "__main__":
+    main()
