@@ -41,14 +41,14 @@ NETWORKS = {
     "unet_encoder": [*RESNET, "model.decoder_channels=[64,32,16,16]"],
     "segnet": VGG,
     "refinenet": [*RESNET, "model.channels=16", "model.dropout=0"],
-    "pspnet": [*RESNET, "model.output_stride=4"],
+    "pspnet": [*RESNET, "model.output_stride=4", "model.aux=true"],
     "gcn": ["model.encoder=resnet18", "model.encoder_options={widths:[16,32,64,64]}", "model.kernel_size=7"],
     "deeplabv1": [*VGG, "model.channels=128", "model.rate=4", "model.dropout=0"],
     "deeplabv2": [*RESNET, "model.stride_in_1x1=false", "model.output_stride=4", "model.atrous_rates=[2,4,6,8]"],
     "deeplabv3": ["model.aux=false"],
     "deeplabv3plus": [
         *RESNET, "model.output_stride=8", "model.eval_output_stride=null", "model.atrous_rates=[1,2,3]",
-        "model.channels=64", "model.low_level_channels=16",
+        "model.channels=64", "model.low_level_channels=16", "model.separable=true",
     ],
 }  # fmt: skip
 RECIPE = [

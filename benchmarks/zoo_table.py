@@ -28,7 +28,20 @@ BEGIN, END = "<!-- tables: benchmarks/zoo_table.py --write -->", "<!-- end of ta
 LIBRARIES = {"timm", "torchvision"}
 
 # A recipe's settings, where the YAML of a network has others for a CPU.
-RECIPES = {"yolov2": "yolov2_voc", "yolov3": "yolov3_coco"}
+RECIPES = {
+    "deeplabv3plus": "deeplabv3plus_voc",
+    "pspnet": "pspnet_voc",
+    "yolov2": "yolov2_voc",
+    "yolov3": "yolov3_coco",
+}
+# The same where no recipe has them: the form for large images, and the paper's encoder.
+PAPERS = {
+    **{f"fcn{stride}s": ["model.pad_input=true"] for stride in (8, 16, 32)},
+    "deeplabv2": [
+        "model.encoder=resnet101", "model.encoder_options=null", "model.stride_in_1x1=true", "model.output_stride=8",
+        "model.atrous_rates=[6,12,18,24]",
+    ],
+}  # fmt: skip
 
 # Top-1 error (segmentation: mean IoU; detection: mean average precision) in percent as the authors published it, on
 # what, and where: a table or figure of the paper in the same row, or their release. Of one model and one view of each
@@ -83,7 +96,7 @@ PUBLISHED = {
     "segnet": ("60.1", "CamVid test, trained on 3.5 thousand images"),
     "deeplabv1": ("62.25", "VOC 2012 val; Table 1, without CRF"),
     "deeplabv2_vgg16": ("68.96", "VOC 2012 val; Table 3, without CRF"),
-    "deeplabv2": ("76.35", "VOC 2012 val; Table 4, without CRF, `model.scales=[0.5,0.75]`, COCO before"),
+    "deeplabv2": ("76.35", "VOC 2012 val; Table 4, ResNet-101 without CRF, `model.scales=[0.5,0.75]`, COCO before"),
     "deeplabv3plus": ("79.79", "VOC 2012 val; Table 5"),
     "pspnet": ("77.05", "VOC 2012 val; README of semseg, whose encoder has a stem of three 3x3 convolutions"),
     "refinenet": ("82.4", "VOC 2012 test; Table 5, several scales, COCO before"),
@@ -122,16 +135,15 @@ def models() -> list[str]:
 def describe(model: str) -> Row:
     """Build and follow one network."""
     choices = Choices.find()
-    # FCN's YAML has the form for small images.
     words = [f"experiment={RECIPES[model]}"] if model in RECIPES else [f"model={model}"]
-    cfg = compose([*words, *(["model.pad_input=true"] if re.fullmatch(r"fcn\d+s", model) else [])])
+    cfg = compose([*words, *PAPERS.get(model, [])])
     module_name = cfg.model._target_.rpartition(".")[0]
     module = importlib.import_module(module_name)
     task = module_name.split(".")[2]
     title = choices.describe("model", model)
     paper, year = reference(inspect.getdoc(module) or "", title)
     num_classes, channels, size = published(cfg, choices)
-    if model in RECIPES:
+    if model in RECIPES and task == "detection":
         num_classes, size = (20 if cfg.choices.data == "voc_detection" else 80), cfg.image_size
     if task == "segmentation":  # all of them by the same data
         voc = choices.body("data", "voc")["published"]

@@ -283,7 +283,7 @@ def test_what_a_network_is_called_elsewhere():
 
     assert names("model=resnet50")[0] == "resnet50"
     assert names("model=vgg16")[0] == "vgg16" and names("model=vgg16", "norm=bn")[0] == "vgg16_bn"
-    assert names("model=pspnet")[-1] == "resnet50"
+    assert names("model=pspnet")[-1] == "resnet18"
     assert names("model=torchvision", "model.name=regnet_y_400mf") == ["regnet_y_400mf"]
 
 
