@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +54,7 @@ def seconds(batches: Iterable[object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    images, workers = (int(word) for word in chain(sys.argv[1:3], ("400", "1")[len(sys.argv[1:3]) :]))
+def main(images: int = 400, workers: int = 1) -> None:
     print(f"{images} images, {workers} worker(s), {torch.get_num_threads()} thread(s); images a second")
     print(f"{'augment':8} {'cache':12} {'first':>8} {'second':>8} {'second / torchvision':>21}")
     with tempfile.TemporaryDirectory() as place:
@@ -77,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

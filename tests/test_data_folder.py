@@ -387,6 +387,7 @@ def test_workers_live_as_long_as_the_split_and_change_nothing(tmp_path, monkeypa
             Image.fromarray(pixels).save(root / name / f"{index}.png")
     data, alone = (folder(str(root), 16, batch_size=3, workers=workers) for workers in (2, 0))
     cpu, pids = torch.device("cpu"), []
+    before = {child.pid for child in multiprocessing.active_children()}  # of other tests' data
     for epoch in range(3):
         batches = data.train_batches(epoch, device=cpu)
         if epoch == 1:
@@ -398,5 +399,18 @@ def test_workers_live_as_long_as_the_split_and_change_nothing(tmp_path, monkeypa
         for batch, other in zip(batches, expected, strict=True):
             assert torch.equal(batch.images, other.images) and torch.equal(batch.indices, other.indices)
         list(data.eval_batches("val", device=cpu))
-        pids.append({child.pid for child in multiprocessing.active_children()})
+        pids.append({child.pid for child in multiprocessing.active_children()} - before)
     assert 3 <= len(pids[0]) <= 4 and pids[0] <= pids[1] and pids[0] <= pids[2]
+
+
+def test_workers_that_filled_the_memory_end_and_a_file_that_is_gone_is_named(root):
+    before = {child.pid for child in multiprocessing.active_children()}
+    held = build(root, workers=2, cache="ram")
+    for split in held.splits:
+        list(held.eval_batches(split, device=CPU))
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+    kept = build(root, workers=0, cache="disk")
+    path = Path(kept.splits["val"].paths()[0])
+    path.unlink()
+    with pytest.raises(DataError, match=path.name):
+        list(kept.eval_batches("val", device=CPU))

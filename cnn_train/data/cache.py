@@ -37,7 +37,10 @@ def remember_pixels(
     cache_dir: str | None, files: Sequence[str], settings: str, channels: int, compute: Callable[[], Tensor]
 ) -> Tensor:
     """The pixels (`channels`, H, W) uint8 of `compute` for these files: from the cache, else computed and kept."""
-    digest = _digest(f"pixels {settings}", files).hexdigest()
+    try:
+        digest = _digest(f"pixels {settings}", files).hexdigest()
+    except OSError:  # a file is gone, which `compute` says in its own words
+        return compute()
     path = cache_folder(cache_dir) / DECODED / digest[:2] / f"{digest[2:34]}.npy"
     with suppress(OSError, ValueError, EOFError):
         kept = np.load(path, mmap_mode="r", allow_pickle=False)

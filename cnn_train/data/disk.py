@@ -110,13 +110,13 @@ class OnDisk:
             yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     def _samples(
-        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device, stays: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and targets of the samples at each index tensor, by workers that live as long as the split."""
         keys = [[(number, epoch, seed) for number in index.tolist()] for index in indices]
         pins, workers = torch.device(device).type == "cuda", min(self.workers, len(indices))
         self._check_memory(workers, indices)
-        if not workers or (self._team is not None and self._team.busy):
+        if not workers or not stays or (self._team is not None and self._team.busy):
             return Team(_Samples(self), _Joined(_stack), workers, self.workers, pins).run(keys)
         if self._team is None or self._team.dead or self._team.pins != pins:
             self._team = Team(_Samples(replace(self)), _Joined(_stack), workers, self.workers, pins, stays=True)
@@ -152,9 +152,9 @@ class OnDisk:
     def in_memory(self) -> InMemory:
         """The split decoded at once, unaltered."""
         every, images, targets = torch.arange(len(self)).split(256), torch.empty(0), torch.empty(0)
-        made = self.batches(every, None, 0, torch.device("cpu"))
-        for index in shown(every, "decode images", len(self)):
-            some, their = next(made)
+        # Its workers end with it: nothing is read again.
+        made = self._samples(every, None, 0, torch.device("cpu"), stays=False)
+        for index, (some, their) in zip(shown(every, "decode images", len(self)), made, strict=True):
             if not len(images):
                 images = torch.empty(len(self), *some.shape[1:], dtype=some.dtype)
                 targets = torch.empty(len(self), *their.shape[1:], dtype=their.dtype)
