@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models as torchvision_models
 
 from cnn_train.config.compose import compose
 from cnn_train.errors import ConfigError, DataError
@@ -332,6 +333,30 @@ def test_a_file_in_torchvisions_format_is_read_from_the_hub_folder(save, tmp_pat
         compose(["model=resnet18", "weights=torchvision", "trainer=cpu", "image_size=32", "data.normalize=minmax"])
     )
     assert data.image_size == (32, 32) and data.mean == [0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS)
+def test_every_network_reads_a_file_of_random_values_in_torchvisions_format(name, tmp_path, monkeypatch):
+    """In zip and in the format of before 1.6: each tensor arrives with the same bits."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(weights_file, "_digest", lambda path: given.sha256 + "0" * 56)
+    given = resolve("torchvision", [name])
+    segments = hasattr(torchvision_models.segmentation, name)
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    theirs = getattr(torchvision_models.segmentation if segments else torchvision_models, name)(
+        weights=None, **({"weights_backbone": None, "aux_loss": True} if segments else extra)
+    ).state_dict()
+    line = [f"model={name.removesuffix('_bn')}", "data=synthetic", "trainer=cpu", "weights=torchvision"]
+    line += ["norm=bn"] if name.endswith("_bn") else []
+    line += ["data.task=segmentation", "data.num_classes=21"] if segments else ["data.num_classes=1000"]
+    (tmp_path / "checkpoints").mkdir()
+    for save in (torch.save, legacy):
+        save(theirs, tmp_path / "checkpoints" / given.file)
+        network, _ = build_network_and_data(compose(line))
+        ours = network.state_dict()
+        different = [key for key, value in theirs.items() if not (key in ours and torch.equal(ours[key], value))]
+        assert not [key for key in different if not key.endswith("num_batches_tracked")], different
 
 
 @pytest.fixture

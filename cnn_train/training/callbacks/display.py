@@ -145,7 +145,7 @@ def results(
         table.add_column("95 %")
     for name, value in metrics.items():
         pair = (intervals or {}).get(name)
-        between = [] if not intervals else ["" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"]
+        between = [] if not intervals else ["" if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}"]
         table.add_row(Text(plain(name)), number(value), *between)
     if 0 < len(per_class) <= 30:
         table.add_section()
