@@ -186,6 +186,10 @@ def test_other_images_of_the_same_classes_all_count(tmp_path, capsys):
     table.write_text("path,label\n" + "".join(f"other/{k}/{i}.png,{k}\n" for k in ("dark", "light") for i in range(10)))
     by_table = evaluate(folder, ["data=csv", f"data.file={table}", "data.workers=0", cache])
     assert by_table["all/acc"] == whole["all/acc"] and by_table["all/loss"] == pytest.approx(whole["all/loss"])
+    table.write_text("path,label\n" + "".join(f"other/{k}/{i}.png,{k}\n" for k, i in (("dark", 0), ("light", 1))))
+    assert "all/acc" in evaluate(folder, ["data=csv", f"data.file={table}", "data.workers=0", cache])
+    name = next((folder / "eval").glob("all-list*")) / "predictions.csv"
+    assert len(name.read_text().splitlines()) == 1 + 2  # too few for splits
     (tmp_path / "other" / "light").rename(tmp_path / "other" / "bright")
     assert main(["eval", str(folder), f"data.root={tmp_path / 'other'}"]) == 2
     assert "lacks light and adds bright" in capsys.readouterr().err

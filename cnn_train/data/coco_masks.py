@@ -22,7 +22,7 @@ from cnn_train.data.disk import num_workers
 from cnn_train.data.listing import Listing
 from cnn_train.data.masks import IGNORE, MaskReader
 from cnn_train.data.segmentation_folder import pairs_of_files
-from cnn_train.data.splits import by_table, check_fractions, cut, missing_splits
+from cnn_train.data.splits import UNDIVIDED, by_table, check_fractions, cut, missing_splits, shares, undivided
 from cnn_train.errors import DataError
 
 BACKGROUND = "background"
@@ -40,7 +40,7 @@ def coco_masks(
     test_file: str | None = None,
     classes: Sequence[str] | None = None,
     crowd: Literal["class", "ignore"] = "class",
-    val_fraction: float = 0.2,
+    val_fraction: float | None = 0.2,
     test_fraction: float = 0.2,
     splits: str | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -66,8 +66,8 @@ def coco_masks(
 
 def list_coco(
     file: str | None, root: str | None, *, val_file: str | None, test_file: str | None, classes: Sequence[str] | None,
-    crowd: str, val_fraction: float, test_fraction: float, splits: str | None, max_pixels: int, cache_dir: str | None,
-    workers: int | None,
+    crowd: str, val_fraction: float | None, test_fraction: float, splits: str | None, max_pixels: int,
+    cache_dir: str | None, workers: int | None,
 ) -> Listing:  # fmt: skip
     """The files of `coco_masks`, with their masks drawn. Raises DataError."""
     if file is None:
@@ -83,7 +83,7 @@ def list_coco(
     for split, path in paths.items():
         drawn = _Drawing(path, contents[split], folder, names, crowd, cache_dir)
         samples[split] = drawn.pairs(num_workers(workers), max_pixels)
-    divided, note = _divided(paths["train"], folder, samples, {"val": val_fraction, "test": test_fraction})
+    divided, note = _divided(paths["train"], folder, samples, shares(val_fraction, test_fraction))
     if splits is not None:
         divided, note = by_table(splits, folder, divided), f"splits from {splits}"
     every = [BACKGROUND, *names]
@@ -221,6 +221,8 @@ def _divided(
     file: Path, root: Path, samples: dict[str, Samples], fractions: Mapping[str, float]
 ) -> tuple[dict[str, Samples], str]:
     """Train, val and test, cut by file name where no file is set for them, and a remark."""
+    if not fractions:
+        return undivided(samples), UNDIVIDED
     missing = missing_splits(samples)
     given = dict(samples)
     if missing:

@@ -10,7 +10,16 @@ from typing import Any, Literal
 from cnn_train.data.data import Data
 from cnn_train.data.folder import SIDE, image_files
 from cnn_train.data.listing import Listing
-from cnn_train.data.splits import NAMES, check_fractions, group_parts, in_folds, missing_splits
+from cnn_train.data.splits import (
+    NAMES,
+    UNDIVIDED,
+    check_fractions,
+    group_parts,
+    in_folds,
+    missing_splits,
+    shares,
+    undivided,
+)
 from cnn_train.data.targets import KINDS, Targets
 from cnn_train.errors import DataError
 
@@ -35,7 +44,7 @@ def csv_file(
     *,
     task: Literal["classification", "multilabel"] = "classification",
     columns: Mapping[str, str | None] | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float | None = 0.2,
     test_fraction: float = 0.2,
     folds: int | None = None,
     fold: int = 0,
@@ -59,7 +68,8 @@ def csv_file(
 
 def list_table(
     file: str | None, root: str | None, *, targets: Targets,
-    columns: Mapping[str, str | None] | None, val_fraction: float, test_fraction: float, folds: int | None, fold: int,
+    columns: Mapping[str, str | None] | None, val_fraction: float | None, test_fraction: float, folds: int | None,
+    fold: int,
 ) -> Listing:  # fmt: skip
     """The files of `csv_file`. Raises DataError."""
     if file is None:
@@ -73,7 +83,7 @@ def list_table(
         raise DataError(f"{table} line {absent[0].line}: no file {folder / absent[0].path}{more}; see data.root")
     number = {name: i for i, name in enumerate(class_names)}
     samples = [(str(folder / row.path), _target(row, number, targets)) for row in rows]
-    chosen, notes = _splits(table, rows, number, {"val": val_fraction, "test": test_fraction}, folds, fold)
+    chosen, notes = _splits(table, rows, number, shares(val_fraction, test_fraction), folds, fold)
     splits = {split: [samples[i] for i in part] for split, part in chosen.items()}
     groups = {path: row.group for (path, _), row in zip(samples, rows, strict=True) if row.group}
     weights = {path: row.weight for (path, _), row in zip(samples, rows, strict=True)}
@@ -187,6 +197,8 @@ def _splits(
     fold: int,
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Indices of the rows of each split, and a remark on where the splits came from."""
+    if not fractions:
+        return undivided({"": list(range(len(rows)))}), [UNDIVIDED]
     given = _given_splits(table, rows)
     # One number for what a line shows, so that its shares can be kept.
     kinds = {labels: i for i, labels in enumerate(dict.fromkeys(row.labels for row in rows))}

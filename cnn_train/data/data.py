@@ -170,9 +170,12 @@ class Data:
 
     def join(self) -> None:
         """Add the split `all`: every image once."""
-        train, val, test = (self.splits[split] for split in ("train", "val", "test"))
-        same = test is val or (test.paths() and test.paths() == val.paths())
-        self.splits["all"] = Joined([train, val] if same else [train, val, test])
+        different: list[Any] = []
+        for source in (self.splits[split] for split in ("train", "val", "test")):
+            paths = source.paths()
+            if not any(source is other or (paths and paths == other.paths()) for other in different):
+                different.append(source)
+        self.splits["all"] = Joined(different)
 
     def train_steps(self, world_size: int = 1) -> int:
         """Batches of an epoch, the same for every process.

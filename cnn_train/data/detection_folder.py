@@ -17,7 +17,17 @@ from cnn_train.data.decode import MAX_PIXELS
 from cnn_train.data.disk import warn_of_absent
 from cnn_train.data.folder import image_files
 from cnn_train.data.listing import Listing
-from cnn_train.data.splits import by_table, check_fractions, cut, existing_folder, missing_splits, split_folders
+from cnn_train.data.splits import (
+    UNDIVIDED,
+    by_table,
+    check_fractions,
+    cut,
+    existing_folder,
+    missing_splits,
+    shares,
+    split_folders,
+    undivided,
+)
 from cnn_train.data.splits import what_is_in as holds
 from cnn_train.errors import DataError
 
@@ -42,7 +52,7 @@ def detection_folder(
     box_format: Literal["auto", "corners", "xywh", "centres"] = "auto",
     missing: Literal["empty", "error"] = "empty",
     exif: Literal["apply", "ignore"] = "apply",
-    val_fraction: float = 0.2,
+    val_fraction: float | None = 0.2,
     test_fraction: float = 0.2,
     splits: str | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -70,7 +80,7 @@ def detection_folder(
     boxes = found.boxes if box_format == "auto" else box_format
     names = class_names(found, classes, first_class)
     samples = check(found, names, first_class, boxes, max_pixels, exif)
-    divided, note = divide(path, samples, {"val": val_fraction, "test": test_fraction})
+    divided, note = divide(path, samples, shares(val_fraction, test_fraction))
     if splits is not None:
         divided, note = by_table(splits, path, divided), f"splits from {splits}"
     notes = [f"format {kind}", note, *found.notes]
@@ -139,6 +149,8 @@ def class_names(found: Annotations, classes: Sequence[str] | None, first_class: 
 
 def divide(root: Path, samples: dict[str, Samples], fractions: dict[str, float]) -> tuple[dict[str, Samples], str]:
     """Train, val and test, cut by file name where they are not given, and a remark for the header."""
+    if not fractions:
+        return undivided(samples), UNDIVIDED
     given = {split: part for split, part in samples.items() if split and part}
     if "train" not in given:
         if given and "" not in samples:

@@ -14,6 +14,7 @@ from cnn_train.data.images import Channels, Range, Reader, training_size
 from cnn_train.data.listing import Listing
 from cnn_train.data.room import Cache
 from cnn_train.data.splits import (
+    UNDIVIDED,
     by_table,
     check_fractions,
     cut,
@@ -21,8 +22,10 @@ from cnn_train.data.splits import (
     existing_folder,
     in_folds,
     missing_splits,
+    shares,
     split_folders,
     subfolders,
+    undivided,
     what_is_in,
 )
 from cnn_train.data.survey import Survey, survey
@@ -40,7 +43,7 @@ def folder(
     root: str | None = None,
     image_size: int | Sequence[int] | None = None,
     *,
-    val_fraction: float = 0.2,
+    val_fraction: float | None = 0.2,
     test_fraction: float = 0.2,
     folds: int | None = None,
     fold: int = 0,
@@ -66,12 +69,18 @@ def folder(
 
 
 def list_folder(
-    root: str | None, *, val_fraction: float, test_fraction: float, folds: int | None, fold: int, splits: str | None
+    root: str | None,
+    *,
+    val_fraction: float | None,
+    test_fraction: float,
+    folds: int | None,
+    fold: int,
+    splits: str | None,
 ) -> Listing:
     """The files of `folder`. Raises DataError."""
     path = existing_folder(root, LAYOUT)
-    if folds is None:
-        samples, class_names, notes = find_samples(path, {"val": val_fraction, "test": test_fraction})
+    if folds is None or val_fraction is None:
+        samples, class_names, notes = find_samples(path, shares(val_fraction, test_fraction))
     else:
         samples, class_names, notes = _in_folds(path, folds, fold, val_fraction)
     if splits is not None:
@@ -169,16 +178,18 @@ def find_samples(root: Path, fractions: Mapping[str, float]) -> tuple[dict[str, 
             f"{', '.join(path.name for path in beside[:5])}; move all classes into the splits, or rename "
             "the folders if they are classes"
         )
-    if folders and "train" not in folders:
+    whole = not fractions
+    if folders and "train" not in folders and not whole:
         raise DataError(f"{root} has no folder train; expected {LAYOUT}")
+    first = folders.get("train") or next(iter(folders.values()), root)
+    train, names = _by_class(first)
+    if len(names) < 2:
+        raise DataError(f"{first} holds one class, {names[0]} with {len(train)} image(s); two are needed")
+    splits = {"train": train} | {split: _of_classes(path, names) for split, path in folders.items() if path != first}
+    if whole:
+        return undivided(splits), names, [UNDIVIDED, *_left_out(sorted(folders.values()) or [root])]
     missing = missing_splits(folders)
     fractions = {split: fractions[split] for split in missing}
-    train, names = _by_class(folders.get("train", root))
-    if len(names) < 2:
-        raise DataError(
-            f"{folders.get('train', root)} holds one class, {names[0]} with {len(train)} image(s); two are needed"
-        )
-    splits = {"train": train} | {split: _of_classes(path, names) for split, path in folders.items() if split != "train"}
     splits |= _cut(train, root, fractions) if fractions else {}
     splits.setdefault("test", splits["val"])
     return splits, names, [describe(folders, missing), *_left_out(sorted(folders.values()) or [root])]

@@ -16,7 +16,7 @@ from cnn_train.data.disk import OnDisk, num_workers
 from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader, bring_to_size
 from cnn_train.data.source import InMemory, Source
-from cnn_train.data.splits import NAMES, check_fractions, group_parts, missing_splits
+from cnn_train.data.splits import NAMES, UNDIVIDED, check_fractions, group_parts, missing_splits, shares, undivided
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError, EnvError
@@ -79,7 +79,7 @@ def hf(
     label: str | None = None,
     streaming: bool = False,
     samples: int | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = 0.1,
     test_fraction: float = 0.1,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
@@ -112,7 +112,7 @@ def hf(
     every = {
         split: [(cell, k) for (cell, _), k in zip(part, numbers[split], strict=True)] for split, part in read.items()
     }
-    divided, note = _divided(name, every, {"val": val_fraction, "test": test_fraction})
+    divided, note = _divided(name, every, shares(val_fraction, test_fraction))
     notes = [note, "streamed and held in memory"] if streaming else [note]
     found = _survey(divided, max_pixels, count, cache_dir)
     size = chosen_size(image_size, found.common_size, SIDE, notes)
@@ -232,6 +232,8 @@ def _numbered(
 def _divided(
     name: str | None, given: dict[str, list[tuple[Any, int]]], fractions: Mapping[str, float]
 ) -> tuple[dict[str, list[tuple[Any, int]]], str]:
+    if not fractions:
+        return undivided(given), UNDIVIDED
     splits, missing, left = dict(given), missing_splits(given), 1.0
     check_fractions({split: fractions[split] for split in missing})
     for split in missing:

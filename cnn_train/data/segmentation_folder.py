@@ -18,14 +18,17 @@ from cnn_train.data.listing import Listing
 from cnn_train.data.masks import IGNORE, MaskFindings, MaskReader, check_masks, look_at_masks, mask_reader
 from cnn_train.data.room import Cache
 from cnn_train.data.splits import (
+    UNDIVIDED,
     by_table,
     check_fractions,
     cut,
     describe,
     existing_folder,
     missing_splits,
+    shares,
     split_folders,
     subfolders,
+    undivided,
     what_is_in,
 )
 from cnn_train.data.targets import TargetSpec
@@ -58,7 +61,7 @@ def segmentation_folder(
     images: str = "images",
     masks: str = "masks",
     mask_suffix: str = "",
-    val_fraction: float = 0.2,
+    val_fraction: float | None = 0.2,
     test_fraction: float = 0.2,
     splits: str | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -86,12 +89,12 @@ def segmentation_folder(
 def list_pairs(
     root: str | None, *, classes: Sequence[str] | int | None, palette: Sequence[Sequence[int]] | None,
     mask_values: Sequence[int] | None, ignore_index: int, ignore_color: Sequence[int] | None, mask_round: bool,
-    images: str, masks: str, mask_suffix: str, val_fraction: float, test_fraction: float, splits: str | None,
+    images: str, masks: str, mask_suffix: str, val_fraction: float | None, test_fraction: float, splits: str | None,
     max_pixels: int,
 ) -> Listing:  # fmt: skip
     """The files of `segmentation_folder`. Raises DataError."""
     path = existing_folder(root, _layout(images, masks))
-    fractions = {"val": val_fraction, "test": test_fraction}
+    fractions = shares(val_fraction, test_fraction)
     pairs, notes, faults = find_pairs(path, images, masks, mask_suffix, fractions)
     if splits is not None:
         pairs, notes = by_table(splits, path, pairs), [f"splits from {splits}"]
@@ -217,6 +220,8 @@ def find_pairs(
 ) -> tuple[Splits, list[str], dict[str, str]]:
     """Paths of image and mask for each split, remarks for the header, and the images without a mask."""
     places, named = _places(root, images, masks)
+    if "train" not in places and fractions:
+        raise DataError(f"{root} has no training images; expected {_layout(images, masks)}")
     for pair in places.values():
         for folder in pair:
             if not folder.is_dir():
@@ -227,8 +232,10 @@ def find_pairs(
                 )
     faults: dict[str, str] = {}
     splits = {split: _pairs(*pair, mask_suffix, faults) for split, pair in places.items()}
-    if not splits["train"] and faults:
+    if not any(splits.values()) and faults:
         raise DataError(no_mask(faults, len(faults)))
+    if not fractions:
+        return undivided(splits), [UNDIVIDED], faults
     missing = missing_splits(places)
     if missing:
         fractions = {split: fractions[split] for split in missing}
@@ -270,8 +277,6 @@ def _places(root: Path, images: str, masks: str) -> tuple[dict[str, tuple[Path, 
         places[split], named[split] = (folder, of_masks.get(split, root / masks / folder.name)), folder
     if not places:
         return {"train": (root / images, root / masks)}, {}
-    if "train" not in places:
-        raise DataError(f"{root} has no training images; expected {_layout(images, masks)}")
     return places, named
 
 

@@ -79,6 +79,20 @@ def missing_splits(given: Mapping[str, object]) -> list[str]:
     return [] if "val" in given else ["val", *([] if "test" in given else ["test"])]
 
 
+UNDIVIDED = "not divided: every image is in train, val and test"
+
+
+def shares(val_fraction: float | None, test_fraction: float) -> dict[str, float]:
+    """The parts to cut off; none where `val_fraction` is None, which means that nothing is divided."""
+    return {} if val_fraction is None else {"val": val_fraction, "test": test_fraction}
+
+
+def undivided(given: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
+    """Every item in each split, to measure a data set as a whole."""
+    every = [item for part in given.values() for item in part]
+    return {split: every for split in NAMES}
+
+
 def check_fractions(fractions: Mapping[str, float]) -> None:
     """DataError unless each split gets a part and something is left for train."""
     if not all(0 < fraction < 1 for fraction in fractions.values()) or sum(fractions.values()) >= 1:

@@ -18,7 +18,7 @@ from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader
 from cnn_train.data.shards import MOST_LABEL, Entry, Member, expand, index
 from cnn_train.data.source import Held, Source
-from cnn_train.data.splits import check_fractions, cut_by_name, missing_splits
+from cnn_train.data.splits import UNDIVIDED, check_fractions, cut_by_name, missing_splits, shares, undivided
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec
 from cnn_train.errors import DataError
@@ -54,7 +54,7 @@ def webdataset(
     *,
     label: str | None = None,
     classes: Sequence[str] | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = 0.1,
     test_fraction: float = 0.1,
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
@@ -77,7 +77,7 @@ def webdataset(
     """
     count = num_workers(workers)
     urls_of = {"train": urls, "val": val_urls, "test": test_urls}
-    fractions = {"val": val_fraction, "test": test_fraction}
+    fractions = shares(val_fraction, test_fraction)
     samples, names, notes = list_shards(urls_of, label, classes, fractions, count, cache_dir)
     found = _survey(samples, max_pixels, count, verify, on_error, cache_dir)
     if on_error != "fail":
@@ -131,6 +131,8 @@ _SETTING = {"train": "urls", "val": "val_urls", "test": "test_urls"}
 
 def _divided(entries: dict[str, list[Entry]], fractions: dict[str, float]) -> tuple[dict[str, list[Entry]], list[str]]:
     """Train, val and test, cut by the samples' names where they have no shards, and a remark."""
+    if not fractions:
+        return undivided(entries), [UNDIVIDED]
     splits = dict(entries)
     missing = missing_splits(entries)
     if missing:

@@ -50,7 +50,7 @@ def evaluate(
     state = checkpoint.load(file)
     cfg = load(folder, [*overrides, *views(tta, state)], config_dir=config_dir, trust=trust, other_data=True)
     if elsewhere:
-        read_alike(cfg, overrides, state)
+        read_alike(cfg, overrides, state, whole=split == "all")
     with quiet_libraries():
         experiment = trained(cfg, folder, file, state)
         keeper = Keeper(experiment)
@@ -81,9 +81,16 @@ def is_elsewhere(overrides: Sequence[str]) -> bool:
     return any(word.startswith(("data=", "data.root=", "data.file=")) for word in overrides)
 
 
-def read_alike(cfg: DictConfig, overrides: Sequence[str], state: Mapping[str, Any]) -> None:
-    """Let other data be read as the run's own was, where the overrides do not say how."""
+def read_alike(cfg: DictConfig, overrides: Sequence[str], state: Mapping[str, Any], whole: bool) -> None:
+    """Let other data be read as the run's own was, where the overrides do not say how.
+
+    Where the `whole` is measured, no splits are cut, so that a single image of a class is enough.
+    """
     typed = {word.partition("=")[0] for word in overrides}
+    if whole and {"val_fraction", "test_fraction"} <= cfg.data.keys():
+        cfg.data.val_fraction = None
+        if "data.splits" not in typed and "splits" in cfg.data:
+            cfg.data.splits = None
     for key in ("channels", "range", "resize"):
         if key in cfg.data and state["preprocessing"].get(key) is not None and f"data.{key}" not in typed:
             cfg.data[key] = state["preprocessing"][key]

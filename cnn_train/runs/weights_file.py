@@ -164,7 +164,9 @@ def fetch(address: str, name: str, sha256: str | None = None) -> Path:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise DataError(f"cannot fetch {address} to {path}: {' '.join(str(reason).split())}") from error
+        raise DataError(
+            f"cannot fetch {address} to {path}: {' '.join(str(reason).split())}; a file put there is used"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
