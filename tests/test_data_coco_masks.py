@@ -98,6 +98,9 @@ def test_masks_are_painted_larger_areas_first(crowd, number, tmp_path):
             image, mask = data.samples(split, [index], device=torch.device("cpu"))
             assert np.array_equal(mask[0].numpy(), painted(found, int(Path(path).stem), number))
             assert np.array_equal(image[0].permute(1, 2, 0).numpy(), np.asarray(Image.open(path)))
+    whole = coco_masks(file, workers=0, crowd=crowd, val_fraction=None)
+    whole.join()
+    assert whole.size("all") == whole.size("val") == 10
 
 
 def test_some_categories_files_for_splits_and_masks_drawn_once(tmp_path, monkeypatch):

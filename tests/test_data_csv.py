@@ -136,6 +136,11 @@ def test_folds_of_a_folder(root):
     assert 3 <= data.size("val") <= 4 and min(data.class_counts("val").tolist()) >= 1
     with pytest.raises(DataError, match=r"data\.fold=5: must be 0 to 4"):
         folder(str(root / "classes"), folds=5, fold=5, workers=0)
+    with pytest.raises(DataError, match=r"folds=5 cuts val by data\.val_fraction, which is null; set it"):
+        folder(str(root / "classes"), folds=5, val_fraction=None, workers=0)
+    whole = folder(str(root / "classes"), val_fraction=None, workers=0)
+    whole.join()
+    assert whole.size("all") == whole.size("val") == 20 and whole.notes[0].startswith("not divided: ")
 
 
 def test_rare_kinds_are_still_divided():

@@ -63,6 +63,9 @@ def test_images_and_labels_are_those_of_the_table(streaming, tmp_path):
     assert np.allclose(mean, pixels["test"].reshape(-1, 3).mean(0) / 255, atol=1e-6)
     few = hf(str(tmp_path / "set"), samples=20, **options)
     assert few.size("test") == 20 and few.size("train") + few.size("val") == 20
+    whole = hf(str(tmp_path / "set"), val_fraction=None, **options)
+    whole.join()
+    assert whole.size("all") == whole.size("val") == 80  # each once
 
 
 def test_batches_are_the_same_with_workers(tmp_path):

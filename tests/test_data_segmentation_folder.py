@@ -106,6 +106,14 @@ def test_given_splits(root, layout):
     assert [data.size(split) for split in ("train", "val", "test")] == [5, 3, 2]
 
 
+def test_a_whole_is_not_divided_and_needs_no_train(root):
+    write(root / "test", 2)
+    assert "has no training images" in fails(root)
+    data = build(root, val_fraction=None)
+    data.join()
+    assert data.size("all") == data.size("val") == 2 and data.notes[0].startswith("not divided: ")
+
+
 def test_test_is_val_where_it_is_missing(root):
     write(root / "train", 4)
     write(root / "val", 2, first=4)

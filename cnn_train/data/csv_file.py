@@ -197,7 +197,7 @@ def _splits(
     fold: int,
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Indices of the rows of each split, and a remark on where the splits came from."""
-    if not fractions:
+    if not fractions and folds is None:
         return undivided({"": list(range(len(rows)))}), [UNDIVIDED]
     given = _given_splits(table, rows)
     # One number for what a line shows, so that its shares can be kept.
@@ -205,7 +205,7 @@ def _splits(
     if folds is not None:
         if given:
             raise DataError(f"data.folds={folds} splits {table} itself, but it has a column split; leave one out")
-        chosen, note = _fold(rows, range(len(rows)), kinds, folds, fold, fractions["val"])
+        chosen, note = _fold(rows, range(len(rows)), kinds, folds, fold, fractions.get("val"))
         return chosen, [note]
     if given and "train" not in given:
         raise DataError(f"{table} has no line with split train, only {', '.join(sorted(given))}")
@@ -242,7 +242,7 @@ def _fold(
     kinds: Mapping[tuple[str, ...], int],
     folds: int,
     fold: int,
-    share: float,
+    share: float | None,
 ) -> tuple[dict[str, list[int]], str]:
     labels = [kinds[rows[i].labels] for i in chosen]
     groups = [rows[i].group or i for i in chosen]

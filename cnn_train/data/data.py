@@ -104,6 +104,7 @@ class Data:
             if not len(data_set.splits[split]):
                 raise DataError(f"{self.name}: the {split} split is empty")
         check_support(self.name, data_set.targets, augment)
+        self._unaltered = data_set.splits
         train, self.augment = data_set.splits["train"].augmented(augment)
         self.splits: dict[str, Source] = {**data_set.splits, "train": train}
         self._order = self._sampling(sampler, data_set.weights)
@@ -171,7 +172,7 @@ class Data:
     def join(self) -> None:
         """Add the split `all`: every image once."""
         different: list[Any] = []
-        for source in (self.splits[split] for split in ("train", "val", "test")):
+        for source in (self._unaltered[split] for split in ("train", "val", "test")):
             paths = source.paths()
             if not any(source is other or (paths and paths == other.paths()) for other in different):
                 different.append(source)

@@ -54,6 +54,7 @@ def folder(
     """Images by class: root/{train,val,test}/<class>/* or root/<class>/*, which is split by class and file name.
 
     A missing val is cut from train by `val_fraction`; a missing test is val, or cut from train where val is missing.
+    With a `val_fraction` of None nothing is cut, and every image is in each split.
     With `folds` the test split is the part `fold` of so many, see `splits.in_folds`. `splits` is a file that says which
     file is in which split, as a run keeps it. `published` are the number of
     classes and the image size that a public set is known by. The rest is as in `image_files`. Raises DataError, which
@@ -79,7 +80,7 @@ def list_folder(
 ) -> Listing:
     """The files of `folder`. Raises DataError."""
     path = existing_folder(root, LAYOUT)
-    if folds is None or val_fraction is None:
+    if folds is None:
         samples, class_names, notes = find_samples(path, shares(val_fraction, test_fraction))
     else:
         samples, class_names, notes = _in_folds(path, folds, fold, val_fraction)
@@ -196,7 +197,7 @@ def find_samples(root: Path, fractions: Mapping[str, float]) -> tuple[dict[str, 
 
 
 def _in_folds(
-    root: Path, folds: int, fold: int, val_fraction: float
+    root: Path, folds: int, fold: int, val_fraction: float | None
 ) -> tuple[dict[str, Samples], list[str], list[str]]:
     """As `find_samples`, with the splits of one fold of cross-validation."""
     if given := split_folders(root):

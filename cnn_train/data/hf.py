@@ -15,7 +15,7 @@ from cnn_train.data.decode import MAX_PIXELS, Header, decode_bytes
 from cnn_train.data.disk import OnDisk, num_workers
 from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader, bring_to_size
-from cnn_train.data.source import InMemory, Source
+from cnn_train.data.source import InMemory, Source, shared
 from cnn_train.data.splits import NAMES, UNDIVIDED, check_fractions, group_parts, missing_splits, shares, undivided
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec
@@ -118,14 +118,16 @@ def hf(
     size = chosen_size(image_size, found.common_size, SIDE, notes)
     reader = HubReader(**vars(found.reader(channels, range, max_pixels)))
     notes += reader_notes(reader)
-    spec = TargetSpec("labels", len(class_names))
-    common = InTable([], size, resize, reader, spec, workers=count, cache_dir=cache_dir)
-    sources: dict[str, Source] = {}
-    for split, part in divided.items():
-        sources[split] = _held(part, reader, size, resize) if streaming else replace(common, samples=part)
+    common = InTable(
+        [], size, resize, reader, TargetSpec("labels", len(class_names)), workers=count, cache_dir=cache_dir
+    )
+
+    def source_of(part: list[Any]) -> Source:
+        return _held(part, reader, size, resize) if streaming else replace(common, samples=part)
+
     data_set = DataSet(
-        str(name).rstrip("/").rpartition("/")[2], "labels", sources, class_names, reader.num_channels, size,
-        resize=resize, reading=reader.reading(), notes=notes,
+        str(name).rstrip("/").rpartition("/")[2], "labels", shared(divided, source_of), class_names,
+        reader.num_channels, size, resize=resize, reading=reader.reading(), notes=notes,
     )  # fmt: skip
     return Data(data_set, **batching)
 

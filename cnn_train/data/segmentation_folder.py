@@ -234,9 +234,7 @@ def find_pairs(
     splits = {split: _pairs(*pair, mask_suffix, faults) for split, pair in places.items()}
     if not any(splits.values()) and faults:
         raise DataError(no_mask(faults, len(faults)))
-    if not fractions:
-        return undivided(splits), [UNDIVIDED], faults
-    missing = missing_splits(places)
+    missing = missing_splits(places) if fractions else []
     if missing:
         fractions = {split: fractions[split] for split in missing}
         check_fractions(fractions)
@@ -245,8 +243,11 @@ def find_pairs(
             raise DataError(f"{places['train'][0]} holds {len(pairs)} image(s), too few to split; add some")
         names = [Path(image).relative_to(places["train"][0]).as_posix() for image, _ in pairs]
         splits |= cut(pairs, names, fractions)
-    splits.setdefault("test", splits["val"])
-    notes = [describe(named, missing)]
+    if fractions:
+        splits.setdefault("test", splits["val"])
+    else:
+        splits = undivided(splits)
+    notes = [describe(named, missing) if fractions else UNDIVIDED]
     if ignored := left_out([folder for pair in places.values() for folder in pair]):
         notes.append(f"left out as no images: {ignored}")
     return splits, notes, faults

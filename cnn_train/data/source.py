@@ -1,8 +1,8 @@
 """Splits: uint8 images and their targets by index, in memory or decoded into it when first asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -156,3 +156,14 @@ def counts(targets: Tensor, num_classes: int) -> Tensor:
         targets = targets[..., 4]
     flat = targets.flatten().long()
     return torch.bincount(flat[(flat >= 0) & (flat < num_classes)], minlength=num_classes)
+
+
+def shared(splits: Mapping[str, list[Any]], make: Callable[[list[Any]], Source]) -> dict[str, Source]:
+    """A source for each split; splits of the same samples share one, so that a union has each image once."""
+    made: list[tuple[list[Any], Source]] = []
+    sources = {}
+    for split, samples in splits.items():
+        known = next((source for other, source in made if other == samples), None)
+        sources[split] = make(samples) if known is None else known
+        made.append((samples, sources[split]))
+    return sources

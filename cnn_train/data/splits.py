@@ -164,7 +164,7 @@ def by_table(
 
 
 def in_folds(
-    labels: Sequence[int], groups: Sequence[Hashable], folds: int, fold: int, val_fraction: float
+    labels: Sequence[int], groups: Sequence[Hashable], folds: int, fold: int, val_fraction: float | None
 ) -> tuple[dict[str, list[int]], str]:
     """Indices of each split for one fold of cross-validation, and a remark.
 
@@ -176,6 +176,8 @@ def in_folds(
         raise DataError(f"data.folds={folds}: must be 2 or more, and at most the {number} groups or images")
     if not 0 <= fold < folds:
         raise DataError(f"data.fold={fold}: must be 0 to {folds - 1} for data.folds={folds}")
+    if val_fraction is None:
+        raise DataError(f"data.folds={folds} cuts val by data.val_fraction, which is null; set it, or data.folds=null")
     check_fractions({"val": val_fraction})
     rest, test = group_parts(labels, groups, folds)[fold]
     parts = max(round(1 / val_fraction), 2)

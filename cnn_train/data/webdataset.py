@@ -17,7 +17,7 @@ from cnn_train.data.disk import OnDisk, num_workers, warn_of_absent
 from cnn_train.data.folder import SIDE, chosen_size, reader_notes
 from cnn_train.data.images import Reader
 from cnn_train.data.shards import MOST_LABEL, Entry, Member, expand, index
-from cnn_train.data.source import Held, Source
+from cnn_train.data.source import Held, Source, shared
 from cnn_train.data.splits import UNDIVIDED, check_fractions, cut_by_name, missing_splits, shares, undivided
 from cnn_train.data.survey import Survey, extremes_of
 from cnn_train.data.targets import TargetSpec
@@ -91,10 +91,12 @@ def webdataset(
     notes += reader_notes(reader)
     warn_of_absent({split: _counts(part, len(names)) for split, part in samples.items()}, names, "image")
     common = InShards([], size, resize, reader, TargetSpec("labels", len(names)), workers=count, cache_dir=cache_dir)
-    sources: dict[str, Source] = {}
-    for split, part in samples.items():
+
+    def source_of(part: list[Any]) -> Source:
         source = replace(common, samples=part)
-        sources[split] = Held(source, exact=False) if in_memory else source
+        return Held(source, exact=False) if in_memory else source
+
+    sources = shared(samples, source_of)
     data_set = DataSet(
         "shards", "labels", sources, names, reader.num_channels, size, resize=resize, reading=reader.reading(),
         notes=notes, skipped=found.faults,

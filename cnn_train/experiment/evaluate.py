@@ -88,9 +88,9 @@ def read_alike(cfg: DictConfig, overrides: Sequence[str], state: Mapping[str, An
     """
     typed = {word.partition("=")[0] for word in overrides}
     if whole and {"val_fraction", "test_fraction"} <= cfg.data.keys():
-        cfg.data.val_fraction = None
-        if "data.splits" not in typed and "splits" in cfg.data:
-            cfg.data.splits = None
+        for key in ("val_fraction", "splits", "folds"):
+            if key in cfg.data and f"data.{key}" not in typed:
+                cfg.data[key] = None
     for key in ("channels", "range", "resize"):
         if key in cfg.data and state["preprocessing"].get(key) is not None and f"data.{key}" not in typed:
             cfg.data[key] = state["preprocessing"][key]

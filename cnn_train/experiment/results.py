@@ -40,7 +40,8 @@ def show_header(experiment: Experiment, start: str = "") -> None:
     if machine.accelerator == "gpu":
         device = f"{machine.num_processes} x {torch.cuda.get_device_name()}"
     elif machine.accelerator == "cpu":
-        device = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
         device += f", {machine.num_processes} processes" if machine.num_processes > 1 else ""
     else:
         device = machine.accelerator
