@@ -121,12 +121,9 @@ def hf(
     common = InTable(
         [], size, resize, reader, TargetSpec("labels", len(class_names)), workers=count, cache_dir=cache_dir
     )
-
-    def source_of(part: list[Any]) -> Source:
-        return _held(part, reader, size, resize) if streaming else replace(common, samples=part)
-
+    sources = shared(divided, lambda part: _source(part, common, streaming))
     data_set = DataSet(
-        str(name).rstrip("/").rpartition("/")[2], "labels", shared(divided, source_of), class_names,
+        str(name).rstrip("/").rpartition("/")[2], "labels", sources, class_names,
         reader.num_channels, size, resize=resize, reading=reader.reading(), notes=notes,
     )  # fmt: skip
     return Data(data_set, **batching)
@@ -270,7 +267,14 @@ def _survey(
     return found
 
 
-def _held(part: Sequence[tuple[Any, int]], reader: HubReader, size: tuple[int, int], resize: str) -> InMemory:
+def _source(part: list[tuple[Any, int]], common: InTable, streaming: bool) -> Source:
+    """A split like `common`, in memory where the table is streamed."""
+    if streaming:
+        return _held(part, common.reader, common.size, common.how)
+    return replace(common, samples=part)
+
+
+def _held(part: Sequence[tuple[Any, int]], reader: Reader, size: tuple[int, int], resize: str) -> InMemory:
     """A split decoded and brought to size at once."""
     images: list[Tensor] = []
     for place, (cell, _) in enumerate(part):
