@@ -104,7 +104,7 @@ def test_eval_tells_intervals_and_f1_can_choose_the_best_epoch(tmp_path, capsys)
     (run,) = (tmp_path / "lenet5").iterdir()
     capsys.readouterr()
     assert main(["eval", f"run={run}"]) == 0
-    assert f"{wilson(round(metrics['test/acc'] * 360), 360)[0]:.3f} to" in capsys.readouterr().out
+    assert f"{wilson(round(metrics['test/acc'] * 360), 360)[0]:.4f} to" in capsys.readouterr().out
     assert (run / "eval" / "test" / "intervals.json").is_file()
     rows = list(csv.DictReader((run / "eval" / "test" / "probabilities.csv").read_text().splitlines()))
     hits = [row["label"] == row["prediction"] for row in rows]

@@ -124,6 +124,7 @@ def test_every_example_of_extending_and_python_runs_from_elsewhere(site, tmp_pat
     assert "predictions.csv" in {path.name for path in tmp_path.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_walk_of_the_readme_prints_what_it_shows(site, tmp_path):
     """Every line that the README shows begins with a word that was printed at a line's beginning, or with a number."""
     make, shown = re.search(
