@@ -49,8 +49,10 @@ class BoxLoss(nn.Module):
     def assign(self, targets: Tensor, priors: Priors) -> Assigned:
         raise NotImplementedError
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
-        """The parts, neither weighted nor divided."""
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: "Picked"
+    ) -> dict[str, Tensor]:
+        """The parts, neither weighted nor divided; `picked` are the positive priors."""
         raise NotImplementedError
 
     def count(self, targets: Tensor, assigned: Assigned) -> Tensor:
@@ -81,7 +83,7 @@ class BoxLoss(nn.Module):
             codes = outputs.codes[picked.images, picked.priors]
             reached = overlap(priors[picked.priors].decode(codes), picked.boxes).sum()
             divisor = self.count(targets, assigned)
-        sums = self.sums(outputs, targets, priors, assigned)
+        sums = self.sums(outputs, targets, priors, assigned, picked)
         weighted = {name: self.weights[name] * value for name, value in sums.items()}
         return Terms(weighted, divisor, reached, assigned.positive.sum())
 
@@ -118,7 +120,9 @@ def focal(scores: Tensor, wanted: Tensor, alpha: float, gamma: float) -> Tensor:
     likelihood = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
     miss = (wanted - scores.sigmoid()).abs()  # 1 - p_t
     terms = likelihood * (miss.square() if gamma == 2 else miss**gamma)
-    return terms if alpha < 0 else terms * torch.lerp(wanted.new_tensor(1 - alpha), wanted.new_tensor(alpha), wanted)
+    return (
+        terms if alpha < 0 else terms * torch.lerp(wanted.new_full((), 1 - alpha), wanted.new_full((), alpha), wanted)
+    )
 
 
 def class_targets(classes: Tensor, picked: Picked) -> Tensor:
@@ -191,9 +195,10 @@ class FCOS(BoxLoss):
         ignored = (inside & ignorable(targets)[:, None]).any(-1) & ~positive
         return Assigned(torch.where(positive, row, -1), ignored)
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: "Picked"
+    ) -> dict[str, Tensor]:
         assert outputs.quality is not None
-        picked = pick(targets, assigned)
         terms = focal(outputs.classes, class_targets(outputs.classes, picked), self.alpha, self.gamma)
         theirs = priors[picked.priors]
         codes = outputs.codes[picked.images, picked.priors]
@@ -265,10 +270,11 @@ class RetinaNet(BoxLoss):
         return match_by_iou(targets, priors, self.positive, self.negative, "ties")
 
     def count(self, targets: Tensor, assigned: Assigned) -> Tensor:
-        return targets.new_tensor(len(targets), dtype=torch.float32)
+        return targets.new_full((), len(targets), dtype=torch.float32)
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
-        picked = pick(targets, assigned)
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: "Picked"
+    ) -> dict[str, Tensor]:
         share = 1 / assigned.positive.sum(1).clamp(min=1)  # (N)
         terms = focal(outputs.classes, class_targets(outputs.classes, picked), self.alpha, self.gamma)
         terms = terms.masked_fill(assigned.ignored[..., None], 0.0)
@@ -312,8 +318,9 @@ class MultiBox(BoxLoss):
     def assign(self, targets: Tensor, priors: Priors) -> Assigned:
         return match_by_iou(targets, priors, self.positive, self.positive, "best")
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
-        picked = pick(targets, assigned)
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: "Picked"
+    ) -> dict[str, Tensor]:
         labels = torch.zeros_like(assigned.objects)
         labels[picked.images, picked.priors] = picked.labels + 1
         terms = F.cross_entropy(outputs.classes.transpose(1, 2), labels, reduction="none")  # (N, P)

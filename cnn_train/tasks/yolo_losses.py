@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cnn_train.boxes import area, iou, overlap, shape_iou, to_centres
 from cnn_train.models.detection.priors import Cells, Outputs, Priors
-from cnn_train.tasks.box_losses import Assigned, BoxLoss, BoxTerm, box_terms, focal, ignorable, pick, real
+from cnn_train.tasks.box_losses import Assigned, BoxLoss, BoxTerm, Picked, box_terms, focal, ignorable, real
 
 
 class YOLO(BoxLoss):
@@ -64,7 +64,7 @@ class YOLO(BoxLoss):
         return Assigned(torch.where(top > 0, row, -1), ignored)
 
     def count(self, targets: Tensor, assigned: Assigned) -> Tensor:
-        return targets.new_tensor(len(targets), dtype=torch.float32)
+        return targets.new_full((), len(targets), dtype=torch.float32)
 
     @torch.no_grad()
     def negatives(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> Tensor:
@@ -98,9 +98,10 @@ class YOLOv2(YOLO):
         if classes != "softmax":
             raise ValueError(f"loss.classes must be softmax for a YOLOv2, which decodes by it, got {classes!r}")
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: Picked
+    ) -> dict[str, Tensor]:
         assert outputs.quality is not None
-        picked = pick(targets, assigned)
         at = picked.images, picked.priors
         theirs = priors[picked.priors]
         codes, found = outputs.codes[at], outputs.quality.sigmoid()
@@ -132,9 +133,10 @@ class YOLOv3(YOLO):
             )
         self.classes = classes
 
-    def sums(self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned) -> dict[str, Tensor]:
+    def sums(
+        self, outputs: Outputs, targets: Tensor, priors: Priors, assigned: Assigned, picked: Picked
+    ) -> dict[str, Tensor]:
         assert outputs.quality is not None
-        picked = pick(targets, assigned)
         at = picked.images, picked.priors
         theirs, codes = priors[picked.priors], outputs.codes[at]
         if self.box == "squared" and isinstance(priors.coding, Cells):
