@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 endif
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test test-slow lint format bench docs lock clean smoke-all
+.PHONY: help install train test test-slow test-gpu lint format bench bench-gpu docs lock clean smoke-all
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test: $(INSTALLED)  ## Run the fast tests
 test-slow: $(INSTALLED)  ## Run the tests that take minutes
 	$(BIN)/pytest -n auto -m slow
 
+test-gpu: $(INSTALLED)  ## Run the tests that need a GPU
+	$(BIN)/pytest -m gpu -n 4
+
 smoke-all: $(INSTALLED)  ## Train every network for a moment and show a table
 	$(BIN)/python benchmarks/smoke_all.py
 
@@ -44,6 +47,9 @@ format: $(INSTALLED)  ## Format the code
 bench: $(INSTALLED)  ## Compare steps with a plain PyTorch loop, and sweeps with their goals
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/sweep_overhead.py warm sleep plan
+
+bench-gpu: $(INSTALLED)  ## Compare training on a GPU with hand-written loops and stock Lightning
+	$(BIN)/python benchmarks/gpu.py
 
 docs: $(INSTALLED)  ## Build the site into build/site, strictly: a broken link is an error
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'

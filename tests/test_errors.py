@@ -179,6 +179,7 @@ DENIED = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "outputs/lenet
 OUT_OF_MEMORY = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.12 GiB is free."
 )
+NO_FORM = RuntimeError("nll_loss2d_forward_out_cuda does not have a deterministic implementation, but you set it")
 
 MISTAKE = IndexError("list index out of range")
 SITUATIONS = [
@@ -235,6 +236,9 @@ SITUATIONS = [
     Situation("No GPU", "trainer=gpu", 4, "trainer=cpu", patched=patched(*gpus(0))),
     Situation("Too many devices", "trainer=gpu trainer.devices=8", 4, "trainer.devices=2", patched=patched(*gpus(2))),
     Situation("Precision that the device has not", "trainer=cpu trainer.precision=16-mixed", 4, "bf16-mixed"),
+    Situation("Recorded steps on a CPU", "trainer=cpu trainer.cuda_graphs=true", 4, "needs a GPU"),
+    Situation("No form that repeats its bits", TINY, 4, "repro=fast", patched=patched(
+        mock.patch("torch.nn.functional.cross_entropy", raising(NO_FORM)))),
     Situation("Out of memory", "data.batch_size=512", 4, "trainer.split_batches",
               patched=patched(mock.patch("torch.nn.functional.cross_entropy", raising(OUT_OF_MEMORY)))),
     Situation("Not a number", f"optimizer=sgd optimizer.lr=1e30 act=relu {TINY}", 5,

@@ -20,7 +20,7 @@ from cnn_train.errors import ConfigError
 # Groups that a finished run may choose anew.
 AFTER_TRAINING = ("inference", "postprocess")
 # Settings that runs of before do not have, with what those did.
-NEWER = {"trainer.checkpoint_activations": False}
+NEWER = {"trainer.checkpoint_activations": False, "trainer.cuda_graphs": False}
 
 
 def load(

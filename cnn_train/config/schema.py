@@ -43,6 +43,7 @@ class TrainerConfig:
     decoder_lr_ratio: float = field(metadata={"above": 0})
     compile: bool
     checkpoint_activations: bool
+    cuda_graphs: bool
     channels_last: Literal["auto", True, False]
     eval_every: int = field(metadata={"least": 1})
     log_every: int = field(metadata={"least": 1})

@@ -15,7 +15,7 @@ from cnn_train.config.build import build
 from cnn_train.config.signatures import is_subclass, signature
 from cnn_train.data.data import Data
 from cnn_train.data.fingerprint import fingerprint
-from cnn_train.errors import ConfigError
+from cnn_train.errors import ConfigError, EnvError
 from cnn_train.experiment.callbacks import build_loggers, check_monitors
 from cnn_train.experiment.hardware import Machine
 from cnn_train.experiment.network import build_network_and_data
@@ -31,6 +31,7 @@ from cnn_train.tasks.detection import Detection
 from cnn_train.tasks.multilabel import MultiLabel
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Task
+from cnn_train.training.batches import listens_to_batches
 from cnn_train.training.loop import Loop
 from cnn_train.training.progress import Best
 from cnn_train.training.recipe import Recipe
@@ -69,6 +70,8 @@ def prepare(
     )
     loop = build_loop(cfg, machine, network, data, **options)
     check_monitors(callbacks, loop.task)
+    if loop.recipe.cuda_graphs:
+        check_recordable(cfg, machine, loop.task, callbacks)
     loggers = build_loggers(cfg, folder, saved)
     return Experiment(cfg, machine, folder, loop, build_trainer(cfg, machine, folder, callbacks, loggers))
 
@@ -88,9 +91,30 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
     if trainer.get("checkpoint_activations"):
         recompute(network)
     if trainer.compile:
-        network.compile()
+        network.compile(dynamic=False)  # a smaller last batch is compiled once more, not slower from then on
     monitor = monitored(cfg, task)
     return Loop(network, task, recipe, Best(monitor, lower_is_better(monitor)), description(cfg, data))
+
+
+def check_recordable(cfg: DictConfig, machine: Machine, task: Task, callbacks: Sequence[L.Callback]) -> None:
+    """ConfigError for what does not go with `trainer.cuda_graphs`, EnvError without a GPU."""
+    if machine.accelerator != "gpu":
+        raise EnvError("trainer.cuda_graphs=true needs a GPU; use false on a CPU")
+    trainer, listener = cfg.trainer, next((type(c).__name__ for c in callbacks if listens_to_batches(c)), None)
+    conflicts = {
+        f"trainer.accumulate={trainer.accumulate}": trainer.accumulate > 1,
+        f"trainer.split_batches={trainer.split_batches}": trainer.split_batches != 1,
+        "trainer.checkpoint_activations=true": trainer.get("checkpoint_activations", False),
+        "trainer.precision=16-mixed": machine.precision == "16-mixed",
+        f"{machine.num_processes} processes": machine.num_processes > 1,
+        "callbacks=health": bool(OmegaConf.select(cfg, "callbacks.health.every")),
+        f"data.multi_scale={cfg.data.get('multi_scale')}": cfg.data.get("multi_scale") is not None,
+        f"the callback {listener}, which listens to single batches": listener is not None,
+        "detection, whose losses pick boxes": isinstance(task, Detection),
+    }
+    for what, meets in conflicts.items():
+        if meets:
+            raise ConfigError(f"trainer.cuda_graphs=true does not go with {what}; use false")
 
 
 def build_task(cfg: DictConfig, data: Data, network: nn.Module | None = None, **options: Any) -> Task:

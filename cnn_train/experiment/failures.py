@@ -24,9 +24,20 @@ def failures_explained(loop: Loop) -> Iterator[None]:
                 f"a data worker was killed, usually for memory, after step {loop.progress.step}; the state is saved: "
                 "resume with fewer data.workers"
             ) from error
+        if operation := without_repeating_form(error):
+            raise EnvError(
+                f"repro=strict: {operation} has no form on a GPU that gives the same bits each time; use repro=fast "
+                "or trainer=cpu"
+            ) from error
         if is_out_of_memory(error):
             raise EnvError(out_of_memory(loop, error)) from error
         raise
+
+
+def without_repeating_form(error: Exception) -> str | None:
+    """The operation for which torch has no deterministic algorithm, if that is the error."""
+    found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+    return found[1] if found else None
 
 
 def is_out_of_memory(error: Exception) -> bool:

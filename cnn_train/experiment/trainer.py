@@ -67,11 +67,17 @@ def build_trainer(
         use_distributed_sampler=False,
         # A resumed epoch has fewer calls than those after it.
         reload_dataloaders_every_n_epochs=1,
-        **further_arguments(options.lightning),
+        **{"benchmark": measures_algorithms(cfg, machine), **further_arguments(options.lightning)},
     )
     # Lightning's handlers would broadcast from within a signal; ours are set already.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def measures_algorithms(cfg: DictConfig, machine: Machine) -> bool:
+    """Whether cuDNN measures which algorithm is fastest for each shape, which pays where shapes stay."""
+    moves = cfg.data.get("multi_scale") is not None or cfg.data.get("resize") == "own"
+    return machine.accelerator == "gpu" and cfg.repro == "fast" and not moves
 
 
 def further_arguments(given: DictConfig | None) -> dict[str, Any]:

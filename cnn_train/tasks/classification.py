@@ -32,7 +32,7 @@ class Classification(Task):
     def count(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         labels = targets.argmax(1) if targets.ndim == 2 else targets
         correct = scores.argmax(1) == labels
-        return correct.sum(), correct.new_tensor(len(labels), dtype=torch.int64)
+        return correct.sum(), correct.new_full((), len(labels), dtype=torch.int64)
 
     def reset(self) -> None:
         self.confusion.reset()

@@ -42,7 +42,7 @@ class MultiLabel(Task):
 
     def count(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         correct = (scores > 0) == (targets > 0.5)
-        return correct.sum(), correct.new_tensor(correct.numel(), dtype=torch.int64)
+        return correct.sum(), correct.new_full((), correct.numel(), dtype=torch.int64)
 
     def reset(self) -> None:
         self.seen.reset()

@@ -22,7 +22,8 @@ from cnn_train.tasks.task import Measured, Task
 from cnn_train.training.batches import STEPS_PER_CALL, Calls, EvalBatches, Steps, listens_to_batches
 from cnn_train.training.evaluation import Evaluation
 from cnn_train.training.gradient import Gradient, Totals
-from cnn_train.training.memory import parts_that_fit
+from cnn_train.training.graphs import Recorded, record
+from cnn_train.training.memory import fit_batch
 from cnn_train.training.optim import EMA
 from cnn_train.training.progress import Best, Curve, Progress, Sums
 from cnn_train.training.recipe import Recipe
@@ -88,6 +89,7 @@ class Loop(L.LightningModule):
         self.between_updates = True
         self.split_batches = recipe.split_batches or 1
         self.gradient = Gradient(network, task)
+        self.recorded: Recorded | None = None
         self.evaluation: Evaluation | None = None
         self._batches: Iterator[Batch] = iter(())
 
@@ -130,12 +132,14 @@ class Loop(L.LightningModule):
     def _begin_group(self) -> None:
         self.gradient.begin()
         if self.recipe.skip_not_finite:
-            self._running_before = [buffer.clone() for buffer in self._running]
+            self._running_before = [buffer.clone() for buffer in self.running]
         if self.listened:
             call._call_callback_hooks(self.trainer, "on_before_zero_grad", self.optimizer)
 
     def add_gradient(self, images: Tensor, targets: Tensor, group_size: int) -> Totals:
         """Add a batch's share of its group's gradient."""
+        if self.recorded is not None and self.recorded.takes(images, targets):
+            return self.recorded(images, targets)
         # Plain: without Lightning's hooks around it, 0.1 ms.
         backward = Tensor.backward if self._plain else self.manual_backward
         return self.gradient.add(images, targets, self.split_batches, group_size, backward)
@@ -170,7 +174,7 @@ class Loop(L.LightningModule):
         self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
         self.sums = self.no_sums()
-        self._running = list(self.network.buffers())
+        self.running = list(self.network.buffers())
         plain = self.scaler is None and not self.listened
         self._plain = plain and isinstance(self.trainer.strategy, SingleDeviceStrategy)
         if self.recipe.ema:
@@ -181,23 +185,10 @@ class Loop(L.LightningModule):
             self.load_training_state(self.resume_state)
             self.resume_state = None
         elif self.recipe.split_batches is None:
-            self._fit_memory()
+            self.split_batches = fit_batch(self)
+        if self.recipe.cuda_graphs:
+            self.recorded = record(self)
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.progress.step
-
-    def _fit_memory(self) -> None:
-        batch = next(self.train_batches())
-        self.network.train()
-
-        def attempt(parts: int) -> None:
-            self.split_batches = parts
-            with self.trainer.precision_plugin.forward_context():
-                self.add_gradient(self.to_network(batch.images), batch.targets, 1)
-
-        weights, clean = self.parameters_in_order, self.optimizer.zero_grad
-        parts = parts_that_fit(attempt, clean, len(batch.images), weights, self._running)
-        self.split_batches = int(self.over_processes(torch.tensor(parts, device=self.device), "max"))
-        if self.trainer.is_global_zero and self.split_batches > 1:
-            log.warning("a batch of %d goes in %d parts, which fits", self.data.batch_size, self.split_batches)
 
     def no_sums(self) -> Sums:
         """The totals of an epoch that begins."""
@@ -290,7 +281,7 @@ class Loop(L.LightningModule):
             watcher.on_not_finite(self, step)
         self.between_updates = whole
         if self.recipe.skip_not_finite:
-            for buffer, before in zip(self._running, self._running_before, strict=True):
+            for buffer, before in zip(self.running, self._running_before, strict=True):
                 buffer.copy_(before)
 
     def flush_curve(self) -> None:

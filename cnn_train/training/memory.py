@@ -1,9 +1,31 @@
 """`trainer.split_batches=auto`: as few parts of a batch as memory allows."""
 
+import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def fit_batch(loop: Any) -> int:
+    """How many parts of a loop's batch fit in the memory of every process."""
+    batch = next(loop.train_batches())
+    loop.network.train()
+
+    def attempt(parts: int) -> None:
+        loop.split_batches = parts
+        with loop.trainer.precision_plugin.forward_context():
+            loop.add_gradient(loop.to_network(batch.images), batch.targets, 1)
+
+    weights, clean = loop.parameters_in_order, loop.optimizer.zero_grad
+    parts = parts_that_fit(attempt, clean, len(batch.images), weights, loop.running)
+    parts = int(loop.over_processes(torch.tensor(parts, device=loop.device), "max"))
+    if loop.trainer.is_global_zero and parts > 1:
+        log.warning("a batch of %d goes in %d parts, which fits", loop.data.batch_size, parts)
+    return parts
 
 
 def parts_that_fit(

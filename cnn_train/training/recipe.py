@@ -91,6 +91,7 @@ class Recipe:
     log_every: int = 50
     split_batches: int | None = 1  # None: as many parts as memory needs
     skip_not_finite: bool = False
+    cuda_graphs: bool = False
     finetune: Finetune = field(default_factory=Finetune)
     scaling: "Scaling | None" = None
 
@@ -126,5 +127,6 @@ class Recipe:
             log_every=trainer.log_every,
             split_batches=None if trainer.split_batches == "auto" else trainer.split_batches,
             skip_not_finite=trainer.on_nan == "skip",
+            cuda_graphs=trainer.get("cuda_graphs", False),
             finetune=build(cfg.finetune),
         )

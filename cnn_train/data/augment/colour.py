@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -71,13 +72,17 @@ class Lighting:
     ) -> tuple[Tensor, Tensor]:
         if images.size(1) != 3:
             raise DataError(f"augment=lighting needs RGB images, got {images.size(1)} channels; choose another")
-        values = torch.tensor([0.2175, 0.0188, 0.0045], device=images.device)
-        vectors = torch.tensor(
-            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], device=images.device
-        )
+        values, vectors = _components(images.device)
         strength = normal(draws(self, seed, epoch, indices, 6)) * self.std
         offset = (vectors * (strength * values).unsqueeze(1)).sum(-1) * 255
         return (images + offset.view(-1, 3, 1, 1)).round_().clamp_(0, 255).to(torch.uint8), targets
+
+
+@cache
+def _components(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (3) and, in columns, eigenvectors (3, 3)."""
+    vectors = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    return torch.tensor([0.2175, 0.0188, 0.0045], device=device), torch.tensor(vectors, device=device)
 
 
 def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, images: Tensor) -> Tensor:

@@ -47,10 +47,15 @@ def normal(draw: Tensor) -> Tensor:
 
 def beta(draw: Tensor, alpha: float) -> Tensor:
     """Quantiles of Beta(alpha, alpha) at uniform numbers."""
-    table = torch.tensor(_beta_quantiles(alpha), device=draw.device)
+    table = _beta_table(alpha, draw.device)
     position = draw * (len(table) - 1)
     index = position.long()
     return torch.lerp(table[index], table[index + 1], position - index)
+
+
+@cache
+def _beta_table(alpha: float, device: torch.device) -> Tensor:
+    return torch.tensor(_beta_quantiles(alpha), device=device)
 
 
 @cache
