@@ -1,9 +1,10 @@
-"""Images a second from files to batches: each `data.cache`, first and second epoch, against torchvision's DataLoader.
+"""Images a second from files to batches, first and second epoch, against torchvision's DataLoader.
 
-    python benchmarks/reading.py [images] [workers]
+    python benchmarks/reading.py [images] [workers] [width]
 
-JPEGs of 500x375 (coarse noise enlarged, quality 90) become 224x224: brought to size (`centre`), or cropped at random
-and flipped (`crop`). torchvision's are the transforms of its reference training, in a DataLoader with as many workers.
+JPEGs of 500x375, or of another width (coarse noise enlarged, quality 90), become 224x224: brought to size (`centre`),
+or cropped at random and flipped (`crop`). Each `data.cache`, and `data.decode=scaled`. torchvision's
+are the transforms of its reference training, in a DataLoader with as many workers.
 An epoch is timed from the first request to the last batch, uint8 to normalized float included; the new data set of
 each line has no files in its cache.
 """
@@ -24,7 +25,7 @@ from cnn_train.data.folder import folder
 BATCH, CPU = 32, torch.device("cpu")
 
 
-def write_images(root: Path, images: int) -> None:
+def write_images(root: Path, images: int, width: int) -> None:
     """Two classes of JPEGs in train, and two images each in val."""
     random = np.random.default_rng(0)
     for split, count in (("train", images // 2), ("val", 2)):
@@ -32,7 +33,9 @@ def write_images(root: Path, images: int) -> None:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 coarse = Image.fromarray(random.integers(0, 256, (38, 50, 3), dtype=np.uint8))
-                coarse.resize((500, 375), Image.Resampling.BICUBIC).save(root / split / name / f"{i}.jpg", quality=90)
+                coarse.resize((width, width * 3 // 4), Image.Resampling.BICUBIC).save(
+                    root / split / name / f"{i}.jpg", quality=90
+                )
 
 
 def torchvision_loader(root: Path, crop: bool, workers: int) -> Iterable[object]:
@@ -54,20 +57,22 @@ def seconds(batches: Iterable[object]) -> float:
     return time.perf_counter() - start
 
 
-def main(images: int = 400, workers: int = 1) -> None:
+def main(images: int = 400, workers: int = 1, width: int = 500) -> None:
     print(f"{images} images, {workers} worker(s), {torch.get_num_threads()} thread(s); images a second")
     print(f"{'augment':8} {'cache':12} {'first':>8} {'second':>8} {'second / torchvision':>21}")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "images"
-        write_images(root, images)
+        write_images(root, images, width)
         for crop in (False, True):
             loader = torchvision_loader(root, crop, workers)
             theirs = [images / seconds(loader) for _ in range(2)]
             print(f"{'crop' if crop else 'centre':8} {'torchvision':12} {theirs[0]:8.0f} {theirs[1]:8.0f} {1:21.2f}")
-            for cache in ("none", "disk") if crop else ("none", "ram", "disk"):
+            for cache in ("none", "scaled", "disk") if crop else ("none", "scaled", "ram", "disk"):
+                scaled = cache == "scaled"
                 data = folder(
-                    str(root), 224, cache=cache, workers=workers, batch_size=BATCH, verify=False, mean=[0.5] * 3,
-                    std=[0.25] * 3, augment=Compose([RandomResizedCrop(), Flip()]) if crop else None,
+                    str(root), 224, cache="none" if scaled else cache, decode="scaled" if scaled else "exact",
+                    workers=workers, batch_size=BATCH, verify=False, mean=[0.5] * 3, std=[0.25] * 3,
+                    augment=Compose([RandomResizedCrop(), Flip()]) if crop else None,
                     cache_dir=str(Path(place) / f"{cache}_{crop}"),
                 )  # fmt: skip
                 ours = [images / seconds(data.train_batches(epoch, device=CPU)) for epoch in range(2)]

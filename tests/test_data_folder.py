@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from cnn_train.data.augment import Compose, Flip, PadCrop, PerSample, RandomResizedCrop, ScaleCrop, apply
 from cnn_train.data.disk import OnDisk
@@ -414,3 +415,71 @@ def test_workers_that_filled_the_memory_end_and_a_file_that_is_gone_is_named(roo
     path.unlink()
     with pytest.raises(DataError, match=path.name):
         list(kept.eval_batches("val", device=CPU))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two classes of photographs of 1280x854, one of them turned by its EXIF tag."""
+    root = tmp_path_factory.mktemp("photographs")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "val", "test"):
+        for name, pixels in zip(("a", "b"), load_sample_images().images, strict=True):
+            (root / split / name).mkdir(parents=True)
+            image = Image.fromarray(pixels).resize((1280, 854), Image.Resampling.BICUBIC)
+            image.save(root / split / name / "0.jpg", quality=95, **({"exif": exif} if name == "b" else {}))
+    return root
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
+def test_scaled_decoding_gives_nearly_the_same_pixels(photographs, size, resize):
+    """On average within 2 of 255; and it did decode smaller."""
+    exact, scaled = (
+        folder(str(photographs), size, resize=resize, decode=decode, workers=0, verify=False)
+        for decode in ("exact", "scaled")
+    )
+    one, two = (
+        next(iter(data.splits["train"].batches([torch.arange(2)], None, 0, CPU)))[0] for data in (exact, scaled)
+    )
+    assert one.shape == two.shape
+    assert 0 < (one.float() - two.float()).abs().mean() < 2
+
+
+def test_scaled_decoding_cuts_the_same_parts(photographs):
+    augment = Compose([RandomResizedCrop((0.2, 1.0))])
+    exact, scaled = (
+        folder(str(photographs), 64, decode=decode, workers=0, verify=False, augment=augment)
+        for decode in ("exact", "scaled")
+    )
+    apart = []
+    for epoch in range(10):
+        one, two = (
+            next(iter(data.splits["train"].batches([torch.arange(2)], epoch, 0, CPU)))[0].float()
+            for data in (exact, scaled)
+        )
+        apart.append((one - two).abs().mean())
+        assert apart[-1] < 12  # parts begin at whole pixels of the smaller image
+    assert 0 < sum(apart) / len(apart) < 4
+
+
+def test_jpegs_decode_to_pillows_bits(photographs, tmp_path):
+    from cnn_train.data.decode import read_values
+
+    def by_pillow(path: Path) -> np.ndarray:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image))
+
+    for path in photographs.rglob("*.jpg"):
+        assert np.array_equal(read_values(path), by_pillow(path))
+    grey = tmp_path / "grey.jpg"
+    Image.fromarray(read_values(path)).convert("L").save(grey)
+    assert np.array_equal(read_values(grey)[..., 0], by_pillow(grey))
+    rows, columns = by_pillow(grey).shape
+    halves = [read_values(grey, least=(-(-rows // f), 1)).shape[:2] for f in (1, 2, 3, 4, 8, 100)]
+    assert halves == [(-(-rows // f), -(-columns // f)) for f in (1, 2, 2, 4, 8, 8)]
+
+
+def test_what_decode_takes(photographs):
+    with pytest.raises(DataError, match=r"data\.decode must be exact or scaled, got 'half'"):
+        folder(str(photographs), 64, decode="half", workers=0)

@@ -10,7 +10,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from cnn_train.data.decode import images_in, left_out, read_header, read_values
+from cnn_train.data.decode import read_header, read_values
+from cnn_train.data.files import images_in, left_out
 from cnn_train.data.folder import folder
 from cnn_train.data.images import Reader, fault_of, read_image, training_size, visible
 from cnn_train.data.segmentation_folder import segmentation_folder

@@ -1,6 +1,7 @@
 """Splits in files, read by workers batch after batch."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cnn_train.data.augment import Augment, PerSample, apply, split_stages
+from cnn_train.data.augment import Augment, PerSample, RandomResizedCrop, apply, split_stages
+from cnn_train.data.augment.moves import Resample, whole
 from cnn_train.data.boxes import pack_boxes
 from cnn_train.data.cache import DECODED, cache_folder, remember, remember_pixels
 from cnn_train.data.checking import shown
+from cnn_train.data.decode import read_header
 from cnn_train.data.images import Reader, bring_to_size
 from cnn_train.data.room import Cache, check_disk, check_shared_memory, memory_for_images
 from cnn_train.data.source import Held, InMemory, Source, channel_histograms, counts, histogram_statistics
@@ -48,6 +51,7 @@ class OnDisk:
     workers: int = 0
     one_size: bool = True  # whether images that are left as they are can make a batch
     cache_dir: str | None = None
+    scaled: bool = False  # whether JPEGs may be decoded smaller; where the targets do not depend on the size
     keeps: bool = False  # whether what was decoded is kept in the cache's folder
 
     def __post_init__(self) -> None:
@@ -61,7 +65,11 @@ class OnDisk:
     def load(self, index: int, epoch: int | None, seed: int) -> tuple[Tensor, Tensor]:
         """Image (C, H, W) uint8 and target of one sample, as in an epoch, or unaltered."""
         augments = [] if epoch is None else self.augments
-        image, target = self._unaltered(index, not any(augment.brings_to_size for augment in augments))
+        if self.scaled and not self.keeps and augments and isinstance(augments[0], RandomResizedCrop):
+            image, target = self._cropped(augments[0], index, epoch or 0, seed)
+            augments = augments[1:]
+        else:
+            image, target = self._unaltered(index, not any(augment.brings_to_size for augment in augments))
         for augment in augments:
             image, target = augment.one(image, target, self.size, index, epoch or 0, seed, self.spec)
         return image.contiguous(), target.contiguous()
@@ -77,7 +85,7 @@ class OnDisk:
             image, target = self._decoded(index, fit)
             return torch.cat([image, target[None]]) if maps else image
 
-        size = f"{self.size} {self.how}" if fit else "whole"
+        size = f"{self.size} {self.how}{' scaled' * self.scaled}" if fit else "whole"
         files = [path, raw] if maps else [path]
         made = remember_pixels(
             self.cache_dir, files, f"{size} {self.reader} {self.read_mask}", self.reader.num_channels + maps, decode
@@ -87,6 +95,8 @@ class OnDisk:
     def _decoded(self, index: int, fit: bool) -> tuple[Tensor, Tensor]:
         """Image (C, H, W) uint8 and target of one sample, at the size of training if it is to `fit`."""
         path, raw = self.samples[index]
+        if self.scaled and fit:
+            return self._reduced(path), self._target(raw)
         image, target = self.reader(path), self._target(raw)
         own = image.size(1), image.size(2)
         if self.spec.kind == "maps" and target.shape != own:
@@ -94,6 +104,25 @@ class OnDisk:
         if fit and own != self.size:
             image, target = apply(bring_to_size(own, self.size, self.how), image, target, self.spec)
         return image, target
+
+    def _reduced(self, path: str) -> Tensor:
+        """An image at the size of training, decoded no smaller than it is scaled to."""
+        header = read_header(path, self.reader.max_pixels)
+        move = bring_to_size((header.height, header.width), self.size, self.how)
+        image = self.reader.reduced(path, move.scaled)
+        return replace(move, part=whole(image.shape[-2:])).images(image)
+
+    def _cropped(self, crop: RandomResizedCrop, index: int, epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+        """A sample's part as `crop` cuts it, from an image in which the part is no smaller than training needs it."""
+        path, raw = self.samples[index]
+        header = read_header(path, self.reader.max_pixels)
+        own = header.height, header.width
+        part = crop.part(own, index, epoch, seed)
+        least = math.ceil(own[0] * self.size[0] / part[2]), math.ceil(own[1] * self.size[1] / part[3])
+        image = self.reader.reduced(path, least)
+        down, right = image.size(1) / own[0], image.size(2) / own[1]
+        top, left, height, width = (round(value * scale) for value, scale in zip(part, (down, right) * 2, strict=True))
+        return Resample((top, left, max(height, 1), max(width, 1)), self.size).images(image), self._target(raw)
 
     def _target(self, raw: Any) -> Tensor:
         if self.spec.kind == "maps":

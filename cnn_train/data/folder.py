@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from cnn_train.data.checking import OnError, settle, without
 from cnn_train.data.data import Data, DataSet, as_size
-from cnn_train.data.decode import MAX_PIXELS, SUFFIXES, images_in, left_out
+from cnn_train.data.decode import MAX_PIXELS
 from cnn_train.data.disk import OnDisk, as_sources, num_workers, warn_of_absent
+from cnn_train.data.files import SUFFIXES, images_in, left_out
 from cnn_train.data.images import Channels, Range, Reader, training_size
 from cnn_train.data.listing import Listing
 from cnn_train.data.room import Cache
@@ -97,6 +98,7 @@ def image_files(
     channels: int | Sequence[int] | Literal["auto"] = "auto",
     range: Sequence[float] | Literal["auto"] = "auto",
     resize: Literal["crop", "pad", "stretch"] = "crop",
+    decode: Literal["exact", "scaled"] = "exact",
     cache: Cache = "none",
     in_memory: bool = False,
     verify: bool = True,
@@ -110,8 +112,9 @@ def image_files(
 
     Images come at `image_size` (None: their own if they have one of at most 512, else `side`). `channels` and `range`
     are as in `Reader`, or "auto": what all files have in common. `cache` says where decoded images are kept (see
-    `as_sources`). `verify` decodes every file once before the first training. `on_error="skip"` leaves bad files out,
-    also those that differ from most in channels or type of values, up to 1 % of all.
+    `as_sources`). With `decode="scaled"` JPEGs are decoded at a half, a quarter or an eighth where that is no smaller
+    than what training takes of them. `verify` decodes every file once before the first training. `on_error="skip"`
+    leaves bad files out, also those that differ from most in channels or type of values, up to 1 % of all.
     """
     count, notes, class_names = num_workers(workers), listing.notes, listing.class_names
     found = surveyed(listing, channels, range, max_pixels, count, verify, on_error, cache_dir)
@@ -120,9 +123,12 @@ def image_files(
     size = chosen_size(image_size, found.common_size, side, notes)
     notes += reader_notes(reader)
     spec = TargetSpec(listing.targets, len(class_names))
-    sources = as_sources(
-        splits, OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir), cache, in_memory, notes
-    )
+    if decode not in ("exact", "scaled"):
+        raise DataError(f"data.decode must be exact or scaled, got {decode!r}")
+    if decode == "scaled" and listing.targets == "boxes":
+        raise DataError("data.decode=scaled is for whole images: boxes are in pixels of the file; use exact")
+    common = OnDisk([], size, resize, reader, spec, workers=count, cache_dir=cache_dir, scaled=decode == "scaled")
+    sources = as_sources(splits, common, cache, in_memory, notes)
     data_set = DataSet(
         listing.name, listing.targets, sources, class_names, reader.num_channels, size, resize=resize,
         reading=reader.reading(), notes=notes, root=listing.root, skipped=found.faults,

@@ -41,10 +41,16 @@ class Reader:
     def __call__(self, path: str | Path) -> Tensor:
         return self.image(self.values(path), path)
 
+    def reduced(self, path: str | Path, least: tuple[int, int]) -> Tensor:
+        """The image, of a JPEG perhaps a half, a quarter or an eighth, with at least so many rows and columns."""
+        return self.image(read_values(path, self.max_pixels, least=least), path)
+
     def image(self, values: NDArray, path: str | Path) -> Tensor:
         """An image (C, H, W) uint8 of the values (H, W, C) of a file."""
         values = self._choose(values, path)
-        return torch.from_numpy(np.array(self._to_8_bits(values, path).transpose(2, 0, 1), order="C"))
+        pixels = self._to_8_bits(values, path)
+        # A view: resizing reads values in the order of files twice as fast.
+        return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
 
     def values(self, path: Any) -> NDArray:
         """The values (H, W, C) of a file."""

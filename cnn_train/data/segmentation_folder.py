@@ -10,8 +10,9 @@ from typing import Any, Literal
 from cnn_train.data.cache import cache_folder, remember
 from cnn_train.data.checking import OnError, settle, without
 from cnn_train.data.data import Data, DataSet
-from cnn_train.data.decode import MAX_PIXELS, images_in, left_out
+from cnn_train.data.decode import MAX_PIXELS
 from cnn_train.data.disk import OnDisk, as_sources, num_workers, warn_of_absent
+from cnn_train.data.files import images_in, left_out
 from cnn_train.data.folder import chosen_size, reader_notes, surveyed
 from cnn_train.data.images import common_size
 from cnn_train.data.listing import Listing

@@ -103,7 +103,7 @@ def chosen(sources: Sequence[str | Path], column: str | None = None) -> Iterator
 
 
 def _of(source: str | Path, column: str | None) -> list[Item]:
-    from cnn_train.data.decode import images_in
+    from cnn_train.data.files import images_in
     from cnn_train.data.splits import what_is_in
 
     path = Path(source)

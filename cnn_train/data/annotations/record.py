@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from cnn_train.data.decode import images_in
+from cnn_train.data.files import images_in
 
 
 class Row(NamedTuple):

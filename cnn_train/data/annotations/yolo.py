@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_train.data.annotations.record import Annotated, Annotations, Row
-from cnn_train.data.decode import images_in
+from cnn_train.data.files import images_in
 from cnn_train.data.splits import split_folders
 from cnn_train.errors import DataError
 

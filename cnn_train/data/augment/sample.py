@@ -54,6 +54,11 @@ class RandomResizedCrop(PerSample):
     def change(self, image: Tensor, target: Tensor, size: tuple[int, int], spec: TargetSpec) -> tuple[Tensor, Tensor]:
         return apply(Resample(self._part(image.size(-2), image.size(-1)), size), image, target, spec)
 
+    def part(self, own: tuple[int, int], index: int, epoch: int, seed: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of what `one` cuts from an image of this height and width."""
+        with seeded(self, seed, epoch, index):
+            return self._part(*own)
+
     def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width: of ten draws the first that fits, else the middle, as torchvision draws."""
         low, high = (math.log(ratio) for ratio in self.ratio)
