@@ -44,9 +44,8 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## Compare steps with a plain PyTorch loop, and sweeps with their goals
-	$(BIN)/python benchmarks/step_overhead.py
-	$(BIN)/python benchmarks/sweep_overhead.py warm sleep plan
+bench: $(INSTALLED)  ## Measure speed against its goals: one table, some minutes on a quiet machine
+	$(BIN)/python benchmarks/table.py
 
 bench-gpu: $(INSTALLED)  ## Compare training on a GPU with hand-written loops and stock Lightning
 	$(BIN)/python benchmarks/gpu.py

@@ -57,27 +57,34 @@ def seconds(batches: Iterable[object]) -> float:
     return time.perf_counter() - start
 
 
-def main(images: int = 400, workers: int = 1, width: int = 500) -> None:
+def measure(images: int = 400, workers: int = 1, width: int = 500) -> dict[tuple[str, str], tuple[float, float]]:
+    """Images a second of the first and the second epoch, by kind of crop and cache; printed as they come."""
     print(f"{images} images, {workers} worker(s), {torch.get_num_threads()} thread(s); images a second")
     print(f"{'augment':8} {'cache':12} {'first':>8} {'second':>8} {'second / torchvision':>21}")
+    rates: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def told(kind: str, cache: str, first: float, second: float) -> None:
+        rates[kind, cache] = images / first, images / second
+        ratio = rates[kind, cache][1] / rates[kind, "torchvision"][1]
+        print(f"{kind:8} {cache:12} {images / first:8.0f} {images / second:8.0f} {ratio:21.2f}")
+
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "images"
         write_images(root, images, width)
-        for crop in (False, True):
-            loader = torchvision_loader(root, crop, workers)
-            theirs = [images / seconds(loader) for _ in range(2)]
-            print(f"{'crop' if crop else 'centre':8} {'torchvision':12} {theirs[0]:8.0f} {theirs[1]:8.0f} {1:21.2f}")
-            for cache in ("none", "scaled", "disk") if crop else ("none", "scaled", "ram", "disk"):
+        for kind in ("centre", "crop"):
+            loader = torchvision_loader(root, kind == "crop", workers)
+            told(kind, "torchvision", seconds(loader), seconds(loader))
+            for cache in ("none", "scaled", "disk") if kind == "crop" else ("none", "scaled", "ram", "disk"):
                 scaled = cache == "scaled"
                 data = folder(
                     str(root), 224, cache="none" if scaled else cache, decode="scaled" if scaled else "exact",
                     workers=workers, batch_size=BATCH, verify=False, mean=[0.5] * 3, std=[0.25] * 3,
-                    augment=Compose([RandomResizedCrop(), Flip()]) if crop else None,
-                    cache_dir=str(Path(place) / f"{cache}_{crop}"),
+                    augment=Compose([RandomResizedCrop(), Flip()]) if kind == "crop" else None,
+                    cache_dir=str(Path(place) / f"{cache}_{kind}"),
                 )  # fmt: skip
-                ours = [images / seconds(data.train_batches(epoch, device=CPU)) for epoch in range(2)]
-                print(f"{'':8} {cache:12} {ours[0]:8.0f} {ours[1]:8.0f} {ours[1] / theirs[1]:21.2f}")
+                told(kind, cache, *(seconds(data.train_batches(epoch, device=CPU)) for epoch in range(2)))
+    return rates
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    measure(*map(int, sys.argv[1:]))

@@ -122,7 +122,7 @@ def one_run(settings: list[str]) -> dict[str, float]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     network, data = build_network_and_data(cfg)
     task = build_task(cfg, data, network)
-    optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
+    optimizer = make_optimizer(Recipe.of(cfg), network, torch.device("cpu"))
     batch = next(data.train_batches(0, device=torch.device("cpu")))
     seconds = []
     for _ in range(8):

@@ -91,7 +91,7 @@ def first_step(name: str) -> None:
     cfg = compose([f"experiment={name}", "trainer=cpu", *small])
     network, batches = build_network_and_data(cfg)
     task = build_task(cfg, batches, network)
-    optimizer = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu"))
+    optimizer = make_optimizer(Recipe.of(cfg), network, torch.device("cpu"))
     batch = next(batches.train_batches(0, device=torch.device("cpu")))
     before = [p.detach().clone() for p in network.parameters()]
     loss = task.learn(network.train()(batch.images), batch.targets, batch.images.shape[-2:]).loss

@@ -156,7 +156,7 @@ def test_memory_and_largest_batch(capsys):
 def test_optimizer_slots_are_those_of_the_optimizer(optimizer):
     cfg = compose(["model=resnet18", f"optimizer={optimizer}"])
     weight = nn.Parameter(torch.ones(5, 4))
-    made = Recipe.of(cfg, on_gpu=False).optimizer([weight])
+    made = Recipe.of(cfg).optimizer([weight])
     weight.sum().backward()
     made.step()
     kept = sum(value.shape == weight.shape for value in made.state[weight].values() if torch.is_tensor(value))

@@ -355,7 +355,7 @@ def test_the_configs_settings_reach_the_groups():
     settings += ["data.num_train=16", "data.num_val=2", "data.num_test=2", "optimizer=momentum", "optimizer.lr=0.1"]
     cfg = compose([*settings, "optimizer.weight_decay=0.01", "trainer.decoder_lr_ratio=10"])
     network, _ = build_network_and_data(cfg)
-    groups = make_optimizer(Recipe.of(cfg, on_gpu=False), network, torch.device("cpu")).param_groups
+    groups = make_optimizer(Recipe.of(cfg), network, torch.device("cpu")).param_groups
     of = {p: (group["base_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     for name, parameter in network.named_parameters():
         expected = (pytest.approx(0.1 if name.startswith("backbone.") else 1.0), 0.01 if parameter.ndim > 1 else 0.0)
@@ -383,6 +383,6 @@ def test_the_configs_settings_reach_the_groups():
     ],
 )
 def test_the_rate_is_scaled_to_the_images_of_an_update(words, rate, said):
-    recipe = Recipe.of(compose(words), on_gpu=False)
+    recipe = Recipe.of(compose(words))
     assert recipe.optimizer.keywords["lr"] == pytest.approx(rate)
     assert said in recipe.scaling.describe()

@@ -32,6 +32,7 @@ from cnn_train.tasks.multilabel import MultiLabel
 from cnn_train.tasks.segmentation import Segmentation
 from cnn_train.tasks.task import Task
 from cnn_train.training.batches import listens_to_batches
+from cnn_train.training.layout import channels_last_pays
 from cnn_train.training.loop import Loop
 from cnn_train.training.progress import Best
 from cnn_train.training.recipe import Recipe
@@ -84,7 +85,7 @@ def build_loop(cfg: DictConfig, machine: Machine, network: nn.Module, data: Data
             f"trainer.decoder_lr_ratio={trainer.decoder_lr_ratio:g}, but {cfg.choices.model} has no encoder apart; "
             "leave it at 1"
         )
-    recipe = Recipe.of(cfg, on_gpu=machine.accelerator != "cpu")
+    recipe = Recipe.of(cfg, channels_last_pays(network, on_gpu=machine.accelerator != "cpu"))
     task = build_task(cfg, data, network, **options)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnn_train.data.data import Batch, Data
 from cnn_train.tasks.calibration import Calibration
@@ -23,7 +24,7 @@ class Classification(Task):
         classes = data.num_classes
         self.inference = inference or Inference()
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
-        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False)
+        self.top5 = TopK(min(5, classes))
         self.calibration = Calibration()
 
     def infer(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -62,3 +63,30 @@ class Classification(Task):
 
     def panel(self, images: Tensor, targets: Tensor, scores: Tensor) -> Picture:
         return classification_panel(images, targets, scores.argmax(1), self.data.class_names)
+
+
+class TopK(Metric):
+    """The share of images whose class is among the `k` of highest score; of equal scores the true class comes first.
+
+    Written out: torchmetrics' takes ten times as long, which is a tenth of an evaluation of LeNet-5.
+    """
+
+    full_state_update = False
+    right: Tensor
+    images: Tensor
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count a batch: scores (N, K), labels (N)."""
+        own = scores.gather(1, labels[:, None])
+        higher = (~(scores <= own)).sum(1)  # a score that is not a number is higher than every other, also its own
+        self.right += (higher < self.k).sum()
+        self.images += len(labels)
+
+    def compute(self) -> Tensor:
+        return self.right / self.images

@@ -102,8 +102,8 @@ class Recipe:
         return self.schedule(position, length, steps_per_epoch)
 
     @classmethod
-    def of(cls, cfg: "DictConfig", on_gpu: bool) -> "Recipe":
-        """The recipe of a config."""
+    def of(cls, cfg: "DictConfig", channels_last: bool = False) -> "Recipe":
+        """The recipe of a config; `channels_last` is what `trainer.channels_last=auto` stands for."""
         trainer, scaling = cfg.trainer, Scaling.of(cfg)
         once = trainer.fast_dev_run
         return cls(
@@ -120,7 +120,7 @@ class Recipe:
             ema_bias_correction=trainer.ema_bias_correction,
             decay_norm_and_bias=trainer.decay_norm_and_bias,
             decoder_lr_ratio=trainer.decoder_lr_ratio,
-            channels_last=on_gpu if trainer.channels_last == "auto" else trainer.channels_last,
+            channels_last=channels_last if trainer.channels_last == "auto" else trainer.channels_last,
             limit_batches=1 if once else trainer.limit_batches,
             overfit_batches=trainer.overfit_batches,
             same_batches=trainer.overfit_batches > 0 or trainer.smoke,
