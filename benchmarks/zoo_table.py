@@ -36,7 +36,12 @@ RECIPES = {
 }
 # The same where no recipe has them: the form for large images, and the paper's encoder.
 PAPERS = {
-    **{f"fcn{stride}s": ["model.pad_input=true"] for stride in (8, 16, 32)},
+    **{f"fcn{stride}s": ["model.pad_input=true"] for stride in (16, 32)},
+    "fcn8s": ["model.pad_input=true", "model.width=64", "norm=none"],
+    "unet_encoder": [
+        "model.encoder=resnet34", "model.encoder_options=null", "model.decoder_channels=[256,128,64,32,16]",
+    ],
+    "refinenet": ["model.encoder=resnet101", "model.encoder_options=null", "model.channels=256"],
     "deeplabv2": [
         "model.encoder=resnet101", "model.encoder_options=null", "model.stride_in_1x1=true", "model.output_stride=8",
         "model.atrous_rates=[6,12,18,24]",

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 
 from cnn_train.config.build import build
@@ -49,7 +50,7 @@ def build_trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=options.strategy,
+        strategy=strategy(cfg, machine),
         precision=machine.precision,
         max_epochs=max_epochs,
         check_val_every_n_epoch=min(options.eval_every, max_epochs),  # once at least
@@ -72,6 +73,14 @@ def build_trainer(
     # Lightning's handlers would broadcast from within a signal; ours are set already.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def strategy(cfg: DictConfig, machine: Machine) -> Strategy | str:
+    """Lightning's strategy; of several processes one whose gradients lie where they are exchanged, not in copies."""
+    chosen = cfg.trainer.strategy
+    if chosen == "ddp" or (chosen == "auto" and machine.num_processes > 1):
+        return DDPStrategy(gradient_as_bucket_view=True)
+    return chosen
 
 
 def measures_algorithms(cfg: DictConfig, machine: Machine) -> bool:
