@@ -247,6 +247,9 @@ def undisturbed(tmp_path: Path) -> Path:
     return newest(tmp_path / "a")
 
 
+KILLS = int(os.environ.get("KILLS", "4"))  # of a sweep on a cluster; 20 take some minutes
+
+
 def kill_and_continue(tmp_path: Path, engine: str, kills: int, environment: dict[str, str]) -> None:
     """kill -9 of the sweep, of a job or of both, each time continued by the same line; every job has the same bits."""
     other, out = undisturbed(tmp_path), tmp_path / "b"
@@ -293,7 +296,7 @@ def environment(tmp_path_factory):
 @pytest.mark.slow
 def test_kills_of_a_sweep_on_slurm(environment, tmp_path):
     pytest.importorskip("submitit", reason="the extra slurm")
-    kill_and_continue(tmp_path, "slurm", 5, environment)
+    kill_and_continue(tmp_path, "slurm", KILLS, environment)
     queue = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True)
     assert queue.stdout == ""
 
@@ -338,7 +341,7 @@ def test_no_job_on_slurm_outlives_its_sweep_and_a_time_limit_ends_none(environme
 def test_kills_of_a_sweep_on_ray(tmp_path):
     pytest.importorskip("ray", reason="the extra ray")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    kill_and_continue(tmp_path, "ray", 3, environment)
+    kill_and_continue(tmp_path, "ray", KILLS, environment)
 
 
 def test_a_dead_ray_address_is_told(tmp_path, capsys, monkeypatch):
