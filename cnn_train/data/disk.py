@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cnn_train.data.augment import Augment, PerSample, RandomResizedCrop, apply, split_stages
-from cnn_train.data.augment.moves import Resample, whole
+from cnn_train.data.augment.moves import resized_part, whole
 from cnn_train.data.boxes import pack_boxes
 from cnn_train.data.cache import DECODED, cache_folder, remember, remember_pixels
 from cnn_train.data.checking import shown
@@ -121,8 +121,9 @@ class OnDisk:
         least = math.ceil(own[0] * self.size[0] / part[2]), math.ceil(own[1] * self.size[1] / part[3])
         image = self.reader.reduced(path, least)
         down, right = image.size(1) / own[0], image.size(2) / own[1]
-        top, left, height, width = (round(value * scale) for value, scale in zip(part, (down, right) * 2, strict=True))
-        return Resample((top, left, max(height, 1), max(width, 1)), self.size).images(image), self._target(raw)
+        (top, left, height, width), box = part, (right, down, right, down)
+        edges = [edge * scale for edge, scale in zip((left, top, left + width, top + height), box, strict=True)]
+        return resized_part(image, edges, self.size), self._target(raw)
 
     def _target(self, raw: Any) -> Tensor:
         if self.spec.kind == "maps":

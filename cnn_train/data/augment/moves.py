@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -189,6 +190,17 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     else:
         moved = F.interpolate(batch.float(), size, mode="bilinear", antialias=True).round_().to(torch.uint8)
     return moved.reshape(*images.shape[:-2], *size)
+
+
+def resized_part(image: Tensor, edges: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """A part of an image (C, H, W) uint8, whose edges (left, above, right, below) may lie within pixels, at `size`."""
+    from PIL import Image
+
+    left, above, right, below = edges
+    box = (left, above, min(right, image.size(2)), min(below, image.size(1)))  # against rounding
+    planes = [Image.fromarray(plane.numpy()) for plane in image.contiguous()]
+    made = [plane.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box) for plane in planes]
+    return torch.stack([torch.from_numpy(np.array(plane)) for plane in made])
 
 
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
