@@ -53,7 +53,7 @@ NETWORKS = {
 }  # fmt: skip
 RECIPE = [
     "norm=gn", "loss=ce_dice", "augment=shift", "optimizer=adamw", "optimizer.lr=2e-3", "scheduler=cosine",
-    "scheduler.warmup_epochs=0.25", "data.batch_size=2",
+    "scheduler.warmup_epochs=0.25", "data.batch_size=2", "image_size=64",
 ]  # fmt: skip
 
 

@@ -41,6 +41,7 @@ PAPERS = {
     "unet_encoder": [
         "model.encoder=resnet34", "model.encoder_options=null", "model.decoder_channels=[256,128,64,32,16]",
     ],
+    "gcn": ["model.encoder=resnet152", "model.encoder_options=null"],
     "refinenet": ["model.encoder=resnet101", "model.encoder_options=null", "model.channels=256"],
     "deeplabv2": [
         "model.encoder=resnet101", "model.encoder_options=null", "model.stride_in_1x1=true", "model.output_stride=8",

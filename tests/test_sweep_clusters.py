@@ -239,15 +239,14 @@ def test_what_asks_a_cluster_is_refused_here(tmp_path, capsys):
 
 # -- Real clusters ----------------------------------------------------------------------------------------------------
 
-LINE = [*SMALL, "act=relu,tanh", "seed=0,1", "sweep.jobs=2", "callbacks.checkpoint.every_steps=1"]
+KILLS = int(os.environ.get("KILLS", "4"))  # of a sweep on a cluster; KILLS=20 takes a quarter of an hour
+JOBS = 2 * KILLS  # enough to be killed so often
+LINE = [*SMALL, "act=relu,tanh", f"seed=range(0,{KILLS})", "sweep.jobs=2", "callbacks.checkpoint.every_steps=1"]
 
 
 def undisturbed(tmp_path: Path) -> Path:
     cnn_train("-m", *LINE, f"output_dir={tmp_path / 'a'}")
     return newest(tmp_path / "a")
-
-
-KILLS = int(os.environ.get("KILLS", "4"))  # of a sweep on a cluster; 20 take some minutes
 
 
 def kill_and_continue(tmp_path: Path, engine: str, kills: int, environment: dict[str, str]) -> None:
@@ -278,11 +277,12 @@ def kill_and_continue(tmp_path: Path, engine: str, kills: int, environment: dict
         told = parent.communicate(timeout=400)[0]
         code = parent.returncode
     (folder,) = (out / "sweeps").iterdir()
-    assert states(folder) == ["done"] * 4, told.decode()
-    assert len({" ".join(record["changes"]) for record in records(folder)}) == 4
-    for name in "0123":
+    assert states(folder) == ["done"] * JOBS, told.decode()
+    assert len({" ".join(record["changes"]) for record in records(folder)}) == JOBS
+    for name in (f"{number:0{len(str(JOBS - 1))}d}" for number in range(JOBS)):
         assert difference(folder / name, other / name) == ""
     assert not workers(out)
+    assert kills <= 0
 
 
 @pytest.fixture
