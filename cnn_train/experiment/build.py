@@ -71,8 +71,6 @@ def prepare(
     )
     loop = build_loop(cfg, machine, network, data, **options)
     check_monitors(callbacks, loop.task)
-    if loop.recipe.cuda_graphs:
-        check_recordable(cfg, machine, loop.task, callbacks)
     loggers = build_loggers(cfg, folder, saved)
     return Experiment(cfg, machine, folder, loop, build_trainer(cfg, machine, folder, callbacks, loggers))
 

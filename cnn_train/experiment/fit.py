@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cnn_train import atomic
-from cnn_train.experiment.build import prepare
+from cnn_train.experiment.build import check_recordable, prepare
 from cnn_train.experiment.callbacks import build_callbacks
 from cnn_train.experiment.failures import failures_explained
 from cnn_train.experiment.hardware import Machine
@@ -28,6 +28,8 @@ def fit(cfg: DictConfig, machine: Machine, folder: Path, resume: bool, changed_d
         callbacks = build_callbacks(cfg, machine)
         saved = saved_state(folder, machine.rank) if resume else None
         experiment = prepare(cfg, machine, folder, callbacks, saved)
+        if experiment.loop.recipe.cuda_graphs:
+            check_recordable(cfg, machine, experiment.loop.task, callbacks)
         start = restore(saved, experiment, changed_data) if resume else ""
         if machine.rank == 0 and (table := experiment.loop.data.split_table()) is not None:
             atomic.write_text(folder / "splits.csv", table)
