@@ -265,14 +265,14 @@ def kill_and_continue(tmp_path: Path, engine: str, kills: int, environment: dict
     chance, code, told = random.Random(1), None, b""
     while code != 0:
         parent = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if kills > 0:
-            time.sleep(chance.uniform(6.0, 25.0))
+        while kills > 0 and parent.poll() is None:
+            time.sleep(chance.uniform(4.0, 14.0))
             what = chance.choice(["sweep", "job", "both"])
-            if what != "job":
-                parent.kill()
-                kills -= 1
             if what != "sweep" and (jobs := workers(out)):
                 os.kill(jobs[0], signal.SIGKILL)
+                kills -= 1
+            if what != "job" and parent.poll() is None:
+                parent.kill()
                 kills -= 1
         told = parent.communicate(timeout=400)[0]
         code = parent.returncode
