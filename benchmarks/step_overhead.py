@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lightning as L
@@ -94,35 +94,30 @@ class Alternate(Callback):
 
     def expert(self, layout: torch.memory_format) -> Callable[[], list[float]]:
         network, images = self.network().to(memory_format=layout), self.images.contiguous(memory_format=layout)
-        optimizer, labels = torch.optim.AdamW(network.parameters(), lr=self.cfg.optimizer.lr, fused=True), self.labels
+        optimizer = torch.optim.AdamW(network.parameters(), lr=self.cfg.optimizer.lr, fused=True)
+        size = self.cfg.data.batch_size
 
-        def epoch() -> list[float]:
-            times = []
-            for index in torch.randperm(len(images)).split(self.cfg.data.batch_size):
-                loss = self.loss(network(images[index]), labels[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                times.append(time.perf_counter())
-            return times
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            return ((images[index], self.labels[index]) for index in torch.randperm(len(images)).split(size))
 
-        return epoch
+        return lambda: self.epoch(network, optimizer, batches())
 
     def plain(self) -> Callable[[], list[float]]:
         network = self.network()
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.cfg.optimizer.lr)
+        return lambda: self.epoch(network, optimizer, self.loader)
 
-        def epoch() -> list[float]:
-            times = []
-            for images, labels in self.loader:
-                loss = self.loss(network(images), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                times.append(time.perf_counter())
-            return times
-
-        return epoch
+    def epoch(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> list[float]:
+        times = []
+        for images, labels in batches:
+            loss = self.loss(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            times.append(time.perf_counter())
+        return times
 
     def lightning(self) -> list[float]:
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger

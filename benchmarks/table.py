@@ -2,7 +2,8 @@
 
     python benchmarks/table.py [step] [disk] [start] [scale] [sweep]
 
-Some minutes on a quiet machine; every ratio is of runs in turns.
+Some minutes on a quiet machine. Ratios of steps, of start-up and of memory are of runs in turns; the others of one run
+after the other.
 """
 
 import contextlib

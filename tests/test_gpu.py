@@ -199,17 +199,14 @@ def test_the_scaler_leaves_out_an_overflow_and_halves_its_scale():
     assert changed(network, update, 1.0, scale=2.0**15)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad"])
-def test_fused_optimizers_do_what_plain_ones_do(name):
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_fused_optimizers_do_what_plain_ones_do(kind):
     torch.manual_seed(0)
     start = [torch.randn(40, 30), torch.randn(30)]
     results = []
     for fused in (True, False):
         weights = [nn.Parameter(value.clone().to(GPU)) for value in start]
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.get(
-            name, torch.optim.Adagrad
-        )
-        optimizer = kind(weights, lr=0.05, **({"fused": True} if fused and name != "adagrad" else {}))
+        optimizer = kind(weights, lr=0.05, fused=fused)
         for _ in range(10):
             optimizer.zero_grad()
             sum((w - 1).pow(4).mean() for w in weights).backward()
@@ -241,7 +238,7 @@ class Strict(Callback):
         ["model=lenet5", "data=digits", "augment=shift", "trainer.ema=0.9", "trainer.gradient_clip=1.0"],
         ["model=resnet20", "data=digits", "image_size=32", "augment=flip_crop", "trainer.precision=bf16-mixed"],
         ["model=resnet20", "data=digits", "image_size=32", "augment=cutmix", "norm=gn"],
-        ["model=resnet20", "data=digits", "image_size=32", "augment=mixup", "pool=stochastic", "loss=focal"],
+        ["model=resnet20", "data=digits", "image_size=32", "augment=mixup", "loss=focal"],
         ["model=lenet5", "data=digits", "trainer.cuda_graphs=true"],
         ["model=deeplabv3", "norm=gn", "data.num_train=128", "data.num_val=8", "data.num_test=8"],
     ],
@@ -293,13 +290,12 @@ def test_compiled_networks_learn_the_same(words, tmp_path):
     torch.testing.assert_close(plain, compiled, rtol=2e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("device", [GPU])
-def test_averaged_weights(device):
+def test_averaged_weights():
     torch.manual_seed(0)
     network = nn.Linear(5, 3)
     other = nn.Linear(5, 3)
     other.load_state_dict(network.state_dict())
-    other.to(device)
+    other.to(GPU)
     averages = EMA(network, 0.9, False), EMA(other, 0.9, False)
     for step in range(5):
         for one, average in zip((network, other), averages, strict=True):

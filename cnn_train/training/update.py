@@ -99,16 +99,7 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """L2 norm of all gradients as one vector, on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     # Half the time of nn.utils.get_total_norm, which sorts them by device first.
-    if gradients[0].device.type == "cpu":  # and of that another half
-        return torch.stack([flat.dot(flat) for flat in map(_flat, gradients)]).sum().sqrt()
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    """The numbers of a gradient in the order of memory."""
-    if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
-        gradient = gradient.permute(0, 2, 3, 1)
-    return gradient.flatten()
 
 
 def _takes(optimizer: Callable[..., Any], name: str) -> bool:
