@@ -13,7 +13,7 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,7 +25,7 @@ from cnn_train.report.runs import Run, read
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs" / "claims.md", ROOT / "docs" / "pictures" / "claims"
-METRIC, CHOSEN_BY = "test/acc", "val/acc"
+METRIC, CHOSEN_BY, CHANCE = "test/acc", "val/acc", 0.1
 BEGIN, END = "<!-- claims: benchmarks/claims.py --write -->", "<!-- end of claims -->"
 
 Select = Mapping[str, str]
@@ -36,13 +36,46 @@ Values = dict[str, float]  # by seed
 class Claim:
     """The contrast is the sum of the metric in `plus` less that in `minus`; with `spread` of the ranges over that key.
 
-    Of settings that a selection leaves open the best on validation is taken. `why` is said where it is not shown.
+    Of settings that a selection leaves open the best on validation is taken. "As well as" allows a `margin` of
+    accuracy. `beside` names a number of each run that stands beside its accuracy, and how it is found. `why` is said
+    where the claim is not shown, `note` always.
     """
 
     plus: Sequence[Select]
     minus: Sequence[Select]
     spread: str | None = None
+    margin: float = 0.0
+    beside: tuple[str, Callable[[Run], str]] | None = None
     why: str = ""
+    note: str = ""
+
+
+def parameters(run: Run) -> str:
+    return f"{int(run.cost['parameters']):,}"
+
+
+def zeros(run: Run) -> str:
+    """The share of zeros behind the activations of a trained network, over the test images."""
+    import torch
+    from torch.nn.modules import activation
+
+    from cnn_train import load
+    from cnn_train.config.load import load_config
+    from cnn_train.experiment.network import build_network_and_data
+
+    model, counts = load(run.folder, device="cpu"), [0, 0]
+
+    def count(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        counts[0] += int((output == 0).sum())
+        counts[1] += output.numel()
+
+    for module in model.modules():
+        if type(module).__module__ == activation.__name__:
+            module.register_forward_hook(count)
+    _, data = build_network_and_data(load_config(run.folder))
+    for batch in data.eval_batches("test", device=torch.device("cpu")):
+        model(batch.images)
+    return f"{counts[0] / counts[1]:.2f}"
 
 
 CLAIMS = {
@@ -100,6 +133,27 @@ CLAIMS = {
         why="LeNet-5 with shifted digits does not overfit, so dropout has nothing to help against.",
     ),
     "optimizers": Claim([{"optimizer": "adam"}], [{"optimizer": "sgd"}]),
+    "relu_sparsity": Claim(
+        [{"act": "relu"}], [{"act": "softplus"}], margin=0.01, beside=("zeros behind activations", zeros)
+    ),
+    "squeeze_excitation": Claim([{"model": "seresnet50"}], [{"model": "resnet50"}], beside=("parameters", parameters)),
+    "dense_parameters": Claim(
+        [{"model": "densenet_bc_100_12"}], [{"model": "resnet110"}], margin=0.01, beside=("parameters", parameters)
+    ),
+    "width_depth": Claim(
+        [{"model": "wrn_16_8"}], [{"model": "wrn_40_4"}], margin=0.01, beside=("parameters", parameters)
+    ),
+    "two_3x3": Claim(
+        [{"model.pairs_as_5x5": "False"}], [{"model.pairs_as_5x5": "True"}], beside=("parameters", parameters)
+    ),
+    "separable": Claim(
+        [{"model.separable": "True"}], [{"model.separable": "False"}], beside=("parameters", parameters)
+    ),
+    "global_pooling": Claim([{"global_pool": "avg"}], [{"global_pool": "flatten"}], beside=("parameters", parameters)),
+    "lstm_length": Claim(
+        [{"model.cell": "torch", "image_size": "[256, 28]"}, {"model.cell": "plain", "image_size": "[16, 28]"}],
+        [{"model.cell": "plain", "image_size": "[256, 28]"}, {"model.cell": "torch", "image_size": "[16, 28]"}],
+    ),
     "stochastic_pooling": Claim(
         [{"pool": "stochastic"}], [{"pool": "max"}], why="All three are within the noise of five seeds."
     ),
@@ -136,9 +190,9 @@ def by_setting(runs: Sequence[Run], axes: Sequence[str]) -> dict[tuple[str, ...]
 
 
 def value(run: Run, metric: str) -> float:
-    """The metric of a run; of one that failed or gave none the chance of ten classes."""
+    """The metric of a run; of one that failed or gave none that of guessing among ten classes."""
     found = run.metrics.get(metric, math.nan)
-    return found if math.isfinite(found) else 0.1
+    return found if math.isfinite(found) else CHANCE
 
 
 def chosen(runs: Sequence[Run], axes: Sequence[str], select: Select) -> Values:
@@ -159,7 +213,7 @@ def spread(runs: Sequence[Run], axes: Sequence[str], select: Select, key: str) -
 
 
 def contrast(claim: Claim, runs: Sequence[Run], axes: Sequence[str]) -> tuple[float, float, float]:
-    """The mean over the seeds, and its 95 % interval."""
+    """The mean over the seeds, with the margin, and its 95 % interval."""
 
     def values(select: Select) -> Values:
         if claim.spread is None:
@@ -169,7 +223,7 @@ def contrast(claim: Claim, runs: Sequence[Run], axes: Sequence[str]) -> tuple[fl
     plus, minus = (list(map(values, selects)) for selects in (claim.plus, claim.minus))
     seeds = sorted(set.intersection(*(set(column) for column in (*plus, *minus))))
     each = [sum(column[seed] for column in plus) - sum(column[seed] for column in minus) for seed in seeds]
-    middle = mean(each)
+    middle = mean(each) + claim.margin
     half = float(student.ppf(0.975, len(each) - 1)) * stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.inf
     return middle, middle - half, middle + half
 
@@ -185,7 +239,8 @@ def words(claim: Claim) -> str:
         name = " ".join(f"{key}={wanted}" for key, wanted in select.items())
         return f"`{name}`" if claim.spread is None else f"range over `{claim.spread}` at `{name}`"
 
-    return " + ".join(map(term, claim.plus)) + "".join(f" - {term(select)}" for select in claim.minus)
+    margin = f" + {claim.margin:g}" if claim.margin else ""
+    return " + ".join(map(term, claim.plus)) + "".join(f" - {term(select)}" for select in claim.minus) + margin
 
 
 def draw(name: str, groups: Mapping[tuple[str, ...], Sequence[Run]], path: Path) -> None:
@@ -216,15 +271,17 @@ def section(name: str, claim: Claim, runs: Sequence[Run]) -> tuple[str, str]:
     draw(name, groups, PICTURES / f"{name}.png")
     lines = [f"## {name}", "", f"{text}.", "", f"    cnn-train experiment=claim/{name}", ""]
     lines += [f"![Test accuracy by setting](pictures/claims/{name}.png)", ""]
-    lines += [f"| {' | '.join(f'`{key}`' for key in axes)} | test accuracy | runs |"]
-    lines += ["|" + "---|" * len(axes) + "---:|---:|"]
+    beside, of = claim.beside or ("", str)
+    lines += [f"| {' | '.join(f'`{key}`' for key in axes)} | test accuracy |{beside and f' {beside} |'} runs |"]
+    lines += ["|" + "---|" * len(axes) + "---:|" * (3 if beside else 2)]
     for key, group in groups.items():
         values = [value(run, METRIC) for run in group]
         deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-        lines.append(f"| {' | '.join(key)} | {mean(values):.3f}{deviation} | {len(values)} |")
+        number = beside and f" {of(group[0])} |"
+        lines.append(f"| {' | '.join(key)} | {mean(values):.3f}{deviation} |{number} {len(values)} |")
     seconds = sum(run.cost.get("seconds", 0.0) for run in runs)
     lines += ["", f"**{said.capitalize()}**: {words(claim)} = {middle:+.3f}, 95 % from {low:+.3f} to {high:+.3f}."]
-    lines[-1] += f" {claim.why}" if claim.why and said != "shown" else ""
+    lines[-1] += "".join(f" {text}" for text in (claim.why if said != "shown" else "", claim.note) if text)
     lines += [f"{len(runs)} runs, {seconds:.0f} s of training on one core.", ""]
     return "\n".join(lines), f"| [{text}](#{name}) | {middle:+.3f} ({low:+.3f} to {high:+.3f}) | {said} |"
 

@@ -55,6 +55,23 @@ def test_means_are_over_the_seeds_of_a_setting(grid):
         assert [row["metrics"][name]["best"] for row in found["settings"]] == [mean == pick(means) for mean in means]
 
 
+@pytest.mark.parametrize("metric", ["val/loss", "test/brier", "test/ece", "test/loss_box"])
+def test_less_is_better_where_it_is(metric, tmp_path):
+    for name, value in (("bn", 0.1), ("gn", 0.2)):
+        write_run(tmp_path / name, {"norm": name, "seed": 0}, {metric: value, "test/acc": value})
+    found = json.loads(tables.table(settings.compare(runs.read([tmp_path]).runs), "json"))["settings"]
+    best = {row["setting"]["norm"]: [row["metrics"][name]["best"] for name in (metric, "test/acc")] for row in found}
+    assert best == {"bn": [True, False], "gn": [False, True]}
+
+
+def test_a_single_setting_is_not_marked_as_the_best(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), {"norm": "bn", "seed": seed}, {"val/loss": 0.5, "test/acc": 0.9})
+    comparison = settings.compare(runs.read([tmp_path]).runs)
+    assert "**" not in tables.table(comparison, "md") and "*" not in tables.table(comparison, "text")
+    assert not any(m["best"] for m in json.loads(tables.table(comparison, "json"))["settings"][0]["metrics"].values())
+
+
 def test_every_format_says_the_same(grid):
     comparison = settings.compare(runs.read([grid]).runs)
     best = comparison.settings[0]

@@ -104,5 +104,20 @@ def test_parameter_counts():
 
 
 def test_a_wrong_cell_is_refused():
-    with pytest.raises(ValueError, match="cell must be 'torch' or 'own', got 'gru'"):
+    with pytest.raises(ValueError, match="cell must be 'torch', 'own' or 'plain', got 'gru'"):
         lstm(cell="gru")
+
+
+def test_the_plain_cell_is_elmans_formula():
+    network = lstm(cell="plain", row_width=4, hidden_size=3)
+    weights = dict(network.lstm.named_parameters())
+    image = torch.randn(2, 1, 5, 4)
+    h = torch.zeros(2, 3)
+    for row in image.squeeze(1).unbind(1):
+        h = torch.tanh(
+            row @ weights["weight_ih_l0"].T
+            + h @ weights["weight_hh_l0"].T
+            + sum(weights[name] for name in ("bias_ih_l0", "bias_hh_l0"))
+        )
+    torch.testing.assert_close(network(image), network.fc(h))
+    assert count(network) == 3 * 4 + 3 * 3 + 2 * 3 + 3 * 10 + 10

@@ -8,6 +8,7 @@ import torch
 from parity import check_parity, check_stages, check_swaps, count, meta
 from torch import nn
 
+from cnn_train.analysis import trace
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import GroupNorm
 from cnn_train.models.classification import xception as chollet
@@ -56,6 +57,13 @@ def test_mobilenet_v1_equals_timm(name: str, width_mult: float):
 def test_mobilenet_v1_widths_are_the_papers(width_mult: float, millions: float):
     """Howard et al. 2017, Table 6."""
     assert round(count(meta(mobilenet_v1, width_mult=width_mult)) / 1e6, 1) == millions
+
+
+def test_mobilenet_v1_of_full_convolutions_is_the_papers():
+    """Table 4: 29.3 million parameters, 4,866 million multiply-adds without the dense layer."""
+    network = meta(mobilenet_v1, separable=False)
+    assert round(count(network) / 1e6, 1) == 29.3
+    assert round((trace(network, (3, 224, 224)).multiply_adds - 1024 * 1000) / 1e6) == 4866
 
 
 def test_a_wrong_epsilon_would_be_noticed():

@@ -12,6 +12,7 @@ from typing import Any
 from cnn_train.config.choices import nearest
 from cnn_train.errors import ConfigError
 from cnn_train.report.runs import COSTS, Run
+from cnn_train.runs.metrics import lower_is_better
 
 REPEATS = ("seed", "data.fold")  # what tells a run from others of its setting
 # Where results go and how they are shown: no part of a setting.
@@ -107,8 +108,8 @@ class Comparison:
         return min(known, key=lambda setting: sign * setting.mean(quantity), default=None)
 
     def best_means(self, quantities: Iterable[str]) -> dict[str, float]:
-        """The best mean of each metric or cost, NaN where there is none: more than one setting may have it."""
-        best = {name: self.best(name) for name in quantities}
+        """The best mean of each metric or cost: several may have it. NaN where there is nothing to choose."""
+        best = {name: self.best(name) if len(self.settings) > 1 else None for name in quantities}
         return {name: setting.mean(name) if setting else math.nan for name, setting in best.items()}
 
     def better_is_higher(self, quantity: str) -> bool:
@@ -227,7 +228,7 @@ def usual(names: Iterable[str], split: str) -> str | None:
 
 
 def higher_is_better(quantity: str) -> bool:
-    return quantity not in COSTS and not re.search(r"loss|error|perplexity", quantity)
+    return quantity not in COSTS and not lower_is_better(quantity)
 
 
 def quantity_of(run: Run, name: str) -> float | None:

@@ -95,7 +95,8 @@ def from_torch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class RowLSTM(nn.Module):
     """An LSTM over the rows of an image, a dense layer on its last state: (N, in_channels, H, W) -> (N, num_classes).
 
-    A step sees one row of all channels, resampled to `row_width` pixels where the image is not that wide. There is
+    `cell="plain"` is h' = tanh(W x + U h + b) instead (Elman, "Finding Structure in Time", 1990). A step sees one row
+    of all channels, resampled to `row_width` pixels where the image is not that wide. There is
     nothing to normalize, and the gates' sigmoid and tanh are part of the cell: choices of layers change nothing here
     but the initialization.
     """
@@ -105,7 +106,7 @@ class RowLSTM(nn.Module):
         num_classes: int,
         *,
         in_channels: int,
-        cell: Literal["torch", "own"] = "torch",
+        cell: Literal["torch", "own", "plain"] = "torch",
         row_width: int = 28,
         hidden_size: int = 128,
         num_layers: int = 1,
@@ -121,12 +122,15 @@ class RowLSTM(nn.Module):
             self.lstm = nn.LSTM(in_channels * row_width, hidden_size, num_layers, batch_first=True)
         elif cell == "own":
             self.lstm = LSTM(in_channels * row_width, hidden_size, num_layers)
+        elif cell == "plain":
+            self.lstm = nn.RNN(in_channels * row_width, hidden_size, num_layers, batch_first=True)
         else:
-            raise ValueError(f"cell must be 'torch' or 'own', got {cell!r}")
+            raise ValueError(f"cell must be 'torch', 'own' or 'plain', got {cell!r}")
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(hidden_size, num_classes)
         layers.init(self)
-        self.open_forget_gates(forget_bias)
+        if cell != "plain":
+            self.open_forget_gates(forget_bias)
 
     @torch.no_grad()
     def open_forget_gates(self, bias: float) -> None:

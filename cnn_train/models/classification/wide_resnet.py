@@ -5,6 +5,7 @@ networks are pre-activation ResNets of 6n + 4 layers, widened by k (Table 1), wi
 each block (section 2.4; 0.3 in the paper where it is used).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,26 +27,43 @@ def wide_resnet101_2(num_classes: int = 1000, *, layers: LayerFactory = LayerFac
 
 
 def _wrn(
-    depth: int, k: int, num_classes: int, layers: LayerFactory, dropout: float = 0.0, **options: Any
+    depth: int, num_classes: int, widths: Sequence[int], layers: LayerFactory, dropout: float = 0.0, **options: Any
 ) -> PreActResNet:
     """Three stages of n = (depth - 4) / 6 blocks of width 16k, 32k, 64k behind a 3x3 convolution of 16 (Table 1)."""
     block = partial(PreActBasicBlock, dropout=dropout)
     depths = [(depth - 4) // 6] * 3
     options = {"stem": "small"} | options
-    widths = (16 * k, 32 * k, 64 * k)
     return PreActResNet(block, depths, num_classes, widths=widths, stem_channels=16, layers=layers, **options)
 
 
-def wrn_16_8(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
+def wrn_16_8(
+    num_classes: int = 10,
+    *,
+    widths: Sequence[int] = (128, 256, 512),
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> PreActResNet:
     """WRN-16-8 for CIFAR (11.0M in Table 5): 10,961,370 parameters at 10 classes."""
-    return _wrn(16, 8, num_classes, layers, **options)
+    return _wrn(16, num_classes, widths, layers, **options)
 
 
-def wrn_28_10(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
+def wrn_28_10(
+    num_classes: int = 10,
+    *,
+    widths: Sequence[int] = (160, 320, 640),
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> PreActResNet:
     """WRN-28-10 for CIFAR (36.5M in Table 5): 36,479,194 parameters at 10 classes."""
-    return _wrn(28, 10, num_classes, layers, **options)
+    return _wrn(28, num_classes, widths, layers, **options)
 
 
-def wrn_40_4(num_classes: int = 10, *, layers: LayerFactory = LayerFactory(), **options: Any) -> PreActResNet:
+def wrn_40_4(
+    num_classes: int = 10,
+    *,
+    widths: Sequence[int] = (64, 128, 256),
+    layers: LayerFactory = LayerFactory(),
+    **options: Any,
+) -> PreActResNet:
     """WRN-40-4 for CIFAR (8.9M in Table 5): 8,949,210 parameters at 10 classes."""
-    return _wrn(40, 4, num_classes, layers, **options)
+    return _wrn(40, num_classes, widths, layers, **options)
