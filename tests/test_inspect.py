@@ -137,9 +137,15 @@ def test_two_side_by_side(capsys):
 
 
 def test_findings_are_printed(capsys):
-    found = {finding["kind"] for finding in facts(capsys, "model=vgg16")["findings"]}
+    found = {finding["kind"] for finding in facts(capsys, "model=nin")["findings"]}
     assert found == {"small-field"}
-    assert "warning: features.30: the largest receptive field is 212" in inspect(capsys, "vgg16")
+    assert "warning: mlpconv3.0.0: the largest receptive field is 27" in inspect(capsys, "nin")
+
+
+def test_a_small_field_before_dense_layers_is_no_fault(capsys):
+    """vgg16 sees 212 of 224 pixels before its dense layers, lenet5 16 of 32; they see all."""
+    for name in ("vgg16", "lenet5"):
+        assert facts(capsys, f"model={name}")["findings"] == []
 
 
 def test_memory_and_largest_batch(capsys):
@@ -390,11 +396,11 @@ def test_health_measures_one_step_in_so_many():
     steps = [step for step, _ in loop.logger.rows]
     assert steps == [4, 8]
     values = loop.logger.rows[0][1]
-    assert values["health/dead/1"] == 0.5
-    assert values["health/sparsity/1"] >= 0.5
-    assert values["health/saturated/4"] == 1.0
-    assert values["health/gradient_norm/0"] == pytest.approx(float(gradient), rel=1e-5)
-    assert values["health/update_to_weight/0"] == pytest.approx(float(update), rel=1e-4)
+    assert values["watch/dead/1"] == 0.5
+    assert values["watch/sparsity/1"] >= 0.5
+    assert values["watch/saturated/4"] == 1.0
+    assert values["watch/gradient_norm/0"] == pytest.approx(float(gradient), rel=1e-5)
+    assert values["watch/update_to_weight/0"] == pytest.approx(float(update), rel=1e-4)
 
 
 def test_health_tells_the_drift_between_epochs():
@@ -414,8 +420,8 @@ def test_health_tells_the_drift_between_epochs():
             net[0].weight.fill_(3.0)
             net[0].bias.fill_(0.5)
     drift = loop.logger.rows[-1][1]
-    assert drift["health/drift_of_mean/0"] == pytest.approx(0.5, abs=1e-4)
-    assert drift["health/drift_of_deviation/0"] == pytest.approx(2.0, abs=1e-4)
+    assert drift["watch/drift_of_mean/0"] == pytest.approx(0.5, abs=1e-4)
+    assert drift["watch/drift_of_deviation/0"] == pytest.approx(2.0, abs=1e-4)
     health.on_fit_end(None, loop)
     assert not net[0]._forward_hooks
 

@@ -32,13 +32,16 @@ def _field_size(graph: Graph) -> list[Finding]:
     if not any(node.kind.startswith("conv") for node in maps):  # an LSTM over rows has no windows to widen
         return []
     last = max(maps, key=lambda node: (sum(s.local.size for s in node.sights), -node.index))
+    after = (n for n in graph.nodes[last.index + 1 :] if any(sight.collapsed for sight in n.sights))
+    head = next(after, None)
+    dense = head is not None and head.kind == "linear"  # a dense layer over all places sees the image as a whole
     findings = []
     for axis, word in enumerate(("high", "wide")):
         seen, pixels = last.sights[axis].local.size, graph.input_size[axis + 1]
-        if seen < pixels:
+        if seen < pixels and not dense:
             message = (
                 f"the largest receptive field is {seen} pixels {word}, the image {pixels}: no unit sees all of it "
-                "before global pooling or dense layers; add depth, strides or dilation, or give smaller images"
+                "before global pooling; add depth, strides or dilation, or give smaller images"
             )
             findings.append(Finding("small-field", last.layer, message))
         elif seen > _FAR_LARGER * pixels:

@@ -31,6 +31,7 @@ OTHER_NAMES = {
     "resolution": "image_size", "log_dir": "output_dir", "save_dir": "output_dir", "outdir": "output_dir",
     "data_dir": "data.root", "data_path": "data.root", "root": "data.root", "amp": "trainer.precision",
     "random_state": "seed", "random_seed": "seed", "grad_clip": "trainer.gradient_clip",
+    "gpu": "trainer.devices", "workers": "data.workers",
 }  # fmt: skip
 # What people call a value elsewhere.
 OTHER_VALUES = {
@@ -38,6 +39,7 @@ OTHER_VALUES = {
     "trainer.precision": {
         "16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "bf16": "bf16-mixed", "bfloat16": "bf16-mixed",
         "32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "fp64": "64-true",
+        "true": "16-mixed",
     },
 }  # fmt: skip
 RANGE = re.compile(r"[^\"'\[]*\{\d+\.\.\d+\}[^\"'\]]*")  # names of files with numbers {000..099}
@@ -169,6 +171,8 @@ def _unknown(config: DictConfig, key: str, override: Override, parsed: Sequence[
     if path and (found := signature_of(parent)) is not None:
         names += [".".join([*path, name]) for name in found.parameters if name not in _filled_in(path)]
     guess = _called_elsewhere(key, names)
+    if guess is None and (absent := _absent(config, key, names)):
+        return ConfigError(f"unknown setting {key!r}; {absent}")
     if guess is None:
         fitting = [name for name in names if _fits(config, name, override.value())]
         guess = _nearest_key(key, fitting, inside=".".join(path) if isinstance(parent, DictConfig) and path else "")
@@ -193,6 +197,16 @@ def _called_elsewhere(key: str, names: Sequence[str]) -> str | None:
     last = key.split(".")[-1]
     guess = OTHER_NAMES.get(key.lower()) or OTHER_NAMES.get(last.lower())
     return guess if guess in names and guess != key else None
+
+
+def _absent(config: DictConfig, key: str, names: Sequence[str]) -> str:
+    """What to say of a name from elsewhere for a setting that the choice of its group does not have."""
+    known = OTHER_NAMES.get(key.lower(), "")
+    group, _, setting = known.partition(".")
+    choice = (config.get("choices") or {}).get(group)
+    return (
+        f"here it is {known}, which {group}={choice} does not have" if setting and choice and known not in names else ""
+    )
 
 
 def _filled_in(path: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Per layer and every so many steps: are units dead or saturated, do gradients and updates have a sane size?
 
-Curves in TensorBoard under `health/`. Hooks exist during such steps only.
+Curves in TensorBoard under `watch/`. Hooks exist during such steps only.
 """
 
 from collections import defaultdict
@@ -59,8 +59,8 @@ class Health(Callback):
         for name, (mean, deviation) in zip(names, averages, strict=True):
             if name in self._before:
                 old_mean, old_deviation = self._before[name]
-                drift[f"health/drift_of_mean/{name}"] = (mean - old_mean) / max(old_deviation, _TINY)
-                drift[f"health/drift_of_deviation/{name}"] = deviation / max(old_deviation, _TINY) - 1
+                drift[f"watch/drift_of_mean/{name}"] = (mean - old_mean) / max(old_deviation, _TINY)
+                drift[f"watch/drift_of_deviation/{name}"] = deviation / max(old_deviation, _TINY) - 1
             self._before[name] = (mean, deviation)
         self._moments.clear()
         if drift:
@@ -97,7 +97,7 @@ class Health(Callback):
 
     def _gradient(self, name: str, scale: float) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            self._values[f"health/gradient_norm/{name}"] = gradient.detach().norm().float() / scale
+            self._values[f"watch/gradient_norm/{name}"] = gradient.detach().norm().float() / scale
 
         return hook
 
@@ -109,10 +109,10 @@ class Health(Callback):
             y = y.detach()
             if isinstance(module, RECTIFIERS):
                 fires = firing(y)
-                self._values[f"health/dead/{name}"] = silent(fires).float().mean()
-                self._values[f"health/sparsity/{name}"] = 1 - fires.mean()
+                self._values[f"watch/dead/{name}"] = silent(fires).float().mean()
+                self._values[f"watch/sparsity/{name}"] = 1 - fires.mean()
             if isinstance(module, tuple(ENDS)):
-                self._values[f"health/saturated/{name}"] = saturation(module, y)
+                self._values[f"watch/saturated/{name}"] = saturation(module, y)
             if _has_weights(module) or isinstance(module, nn.modules.batchnorm._NormBase):
                 self._moments[name].append(torch.stack(moments(y)))
 
@@ -124,7 +124,7 @@ class Health(Callback):
                 if name in self._weights:
                     old = self._weights[name]
                     ratio = (parameter.detach() - old).norm() / old.norm().clamp(min=_TINY)
-                    self._values[f"health/update_to_weight/{name}"] = ratio.float()
+                    self._values[f"watch/update_to_weight/{name}"] = ratio.float()
         self._weights.clear()
         if self._values and loop.loggers:
             names = list(self._values)
