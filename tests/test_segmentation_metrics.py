@@ -207,7 +207,14 @@ def test_predictions_are_masks_of_the_images_own_size(run, tmp_path):
     assert torch.equal(torch.from_numpy(np.array(mask)).long(), expected)
     assert np.array_equal(np.asarray(mask.convert("RGB")), palette(11)[expected])
     assert picture(results / "masks" / "more" / "b.png").size == (97, 61)
-    assert picture(results / "overlays" / "more" / "b.png").size == (97, 61)
+    shown = np.asarray(picture(results / "overlays" / "a.png"))
+    seen, ground = images[0].permute(1, 2, 0).numpy(), (expected == 0).numpy()
+    assert np.array_equal(shown[:64][ground], seen[ground])  # as bright as it was
+    half = (seen * 0.5 + palette(11)[expected] * 0.5).astype(np.uint8)
+    assert np.array_equal(shown[:64][~ground], half[~ground]) and shown.shape[1] == 64
+    legend = shown[64:].reshape(-1, 3)
+    for label in (1, 2, 3, 4, 5, 6, 8, 9, 10):  # 7 has the grey of the frames
+        assert ((legend == palette(11)[label]).all(1).sum() >= 81) == (label in expected), label
     # What is written is a mask that training can read again.
     reader = MaskReader([str(number) for number in range(11)], None, None, 255, None, 10**6)
     assert torch.equal(reader(str(results / "masks" / "a.png")).long(), expected)

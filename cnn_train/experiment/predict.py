@@ -295,7 +295,7 @@ class Segmentation:
             labels = self.model.segment(found)
             file = item.name.as_posix() + ".png"
             save_labels(labels, self.results / "masks" / file)
-            save_picture(overlay(visible(found), labels, len(names)), self.results / "overlays" / file)
+            save_picture(overlay(visible(found), labels, names), self.results / "overlays" / file)
             shares = Segmented(labels, names).shares
             regions = {name: label((labels == k).numpy())[1] if shares[name] else 0 for k, name in enumerate(names)}
             yield {

@@ -1,6 +1,6 @@
 """Pictures of predictions, as arrays (height, width, 3) of uint8."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,22 @@ def segmentation_panel(images: Tensor, labels: Tensor, predictions: Tensor, name
     rgb = to_rgb(images)
     true = colour_labels(labels, num_classes)
     predicted = colour_labels(predictions, num_classes)
-    overlay = (rgb * 0.5 + predicted * 0.5).astype(np.uint8)
     factor = rgb.shape[1] // labels.size(-2)
     counted = (labels >= 0) & (labels < num_classes)
     wrong = ((labels != predictions) & counted).cpu()
     wrong = wrong.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     errors = np.where(wrong.numpy()[..., None], np.array(RED, np.uint8), (rgb // 2).astype(np.uint8))
-    columns = {"image": rgb, "label": true, "prediction": predicted, "overlay": overlay, "errors": errors}
+    columns = {
+        "image": rgb,
+        "label": true,
+        "prediction": predicted,
+        "overlay": shining(rgb, predicted),
+        "errors": errors,
+    }
     gap = 4
     height, width = rgb.shape[1:3]
     total = len(columns) * (width + gap)
-    colours = palette(num_classes).tolist()
-    present = sorted({*labels[counted].unique().tolist(), *predictions.unique().tolist()})
-    entries = [(names[label], tuple(colours[label])) for label in present]
+    entries = of_classes({*labels[counted].unique().tolist(), *predictions.unique().tolist()}, names)
     below = legend([*entries, *([] if bool(counted.all()) else [("ignored", IGNORED)])], total)
     panel = Image.new("RGB", (total, LINE + len(rgb) * (height + gap) + below.height), "white")
     draw = ImageDraw.Draw(panel)
@@ -199,10 +202,23 @@ def draw_boxes(image: Picture, boxes: Sequence[tuple[Tensor, str, tuple[int, int
     return np.asarray(picture)
 
 
-def overlay(image: Tensor, labels: Tensor, num_classes: int) -> Picture:
-    """An image (C, H, W) uint8 with its labels (H, W) shining through."""
+def shining(rgb: Picture, colours: Picture) -> Picture:
+    """Labels' colours over an image, half and half; black, class 0, leaves the image as it is."""
+    return np.where(colours.any(-1, keepdims=True), (rgb * 0.5 + colours * 0.5).astype(np.uint8), rgb)
+
+
+def of_classes(labels: Iterable[int], names: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and colour of each label, for a legend."""
+    colours = palette(len(names)).tolist()
+    return [(names[label], tuple(colours[label])) for label in sorted(labels)]
+
+
+def overlay(image: Tensor, labels: Tensor, names: Sequence[str]) -> Picture:
+    """An image (C, H, W) uint8 with its labels (H, W) shining through, and a legend of them below."""
     rgb = to_rgb(image[None].float() / 255, side=1)[0]
-    return (rgb * 0.5 + colour_labels(labels[None], num_classes, side=1)[0] * 0.5).astype(np.uint8)
+    shown = shining(rgb, colour_labels(labels[None], len(names), side=1)[0])
+    below = np.asarray(legend(of_classes(labels.unique().tolist(), names), shown.shape[1]))
+    return np.concatenate([shown, below])
 
 
 def save_labels(labels: Tensor, path: Path) -> None:
