@@ -269,3 +269,12 @@ def test_pictures_of_good_images_are_shown_though_many_are_bad(tmp_path, capsys)
     with pytest.raises(DataError, match="4 of 20 files are bad, more than the 1 %"):
         folder(str(tmp_path / "d"), workers=0, on_error="skip")
     assert len(folder(str(tmp_path / "d"), workers=0, on_error="skip_all").skipped) == 4
+
+
+def test_fix_says_why_nothing_is_copied(tmp_path, capsys):
+    plain_images(tmp_path / "flat", 2)
+    assert main(["check", "data=folder", f"data.root={tmp_path / 'flat'}", "--fix", str(tmp_path / "new")]) == 3
+    assert "no file is copied before what is wrong above is mended" in capsys.readouterr().err
+    assert main(["check", "--fix", str(tmp_path / "new")]) == 2
+    assert "is for data in files of your own, not for data=digits" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

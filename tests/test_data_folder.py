@@ -287,10 +287,10 @@ def test_missing_folder_says_where_it_looked(root):
 def test_folders_without_images_say_what_they_hold(root, tmp_path):
     (root / "dog").mkdir()
     (root / "dog" / "labels.csv").write_text("")
-    with pytest.raises(DataError, match=r"dog holds no images but 1 \.csv"):
+    with pytest.raises(DataError, match=r"dog holds no images, but 1 \.csv"):
         build(root)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no class folders but nothing"):
+    with pytest.raises(DataError, match="no class folders but no files at all"):
         build(tmp_path / "empty")
 
 

@@ -74,6 +74,10 @@ def test_exit_codes_and_the_answer_to_one_image_on_the_terminal(run, images, tmp
     assert out[0].split() == [f"{answer.probability:.4f}", answer.label] and len(out) == 3
     assert main(["predict", str(run), str(images / "0.png"), "postprocess=crf"]) == 2
     assert "postprocess=crf is for segmentation" in capsys.readouterr().err
+    assert main(["predict", f"run={run}", f"input={images}", "--strict", f"output={tmp_path / 'strict'}"]) == 3
+    assert "images are predicted" not in capsys.readouterr().err and rows_of(tmp_path / "strict/predictions.csv") == []
+    assert main(["predict", f"run={run}", "input=a.png", "input=b.png"]) == 2
+    assert "input is given twice: a.png and b.png; write all in one, with commas" in capsys.readouterr().err
 
 
 def test_rows_of_json(run, images, tmp_path):

@@ -259,7 +259,7 @@ def test_predictions_of_a_classifier_are_a_table(tmp_path):
         (["predict", "run=nowhere", "input=x"], 2, "no run at "),
         (["predict", "run=tests", "input=x", "top=0"], 2, "top must be a whole number"),
         (["predict", "run={run}", "input=nowhere"], 3, "no image or folder nowhere"),
-        (["predict", "run={run}", "input={run}/tensorboard"], 3, "holds no images but"),
+        (["predict", "run={run}", "input={run}/tensorboard"], 3, "holds no images, but"),
         (["eval", "run={run}", "postprocess=crff"], 2, "Did you mean crf?"),
         (["eval", "run={run}", "postprocess=crf", "postprocess.bi_wx=2"], 2, "postprocess.bi_w"),
         (["eval", "run={run}", "inference.train_size=[3,4]"], 2, "it comes from the data"),

@@ -34,6 +34,8 @@ FLAGS = (
     Flag(("--trust",), "PACKAGE[,...]", "your own packages that a saved run may name, since its file may be anybody's"),
     Flag(("--shell-completion", "-sc"), "install=SHELL", "the TAB key: as the command completion", everywhere=True),
     Flag(("--picture",), "", "PNG files and an HTML page"),
+    Flag(("--fix",), "DIR", "as fix=DIR"),
+    Flag(("--strict",), "", "as strict=true"),
     Flag(("--debug",), "", "show tracebacks (also CNN_TRAIN_DEBUG=1)", everywhere=True),
     Flag(("--version",), "", "print the version", everywhere=True),
     Flag(("--help", "-h"), "", "help for a command, or this overview", everywhere=True),

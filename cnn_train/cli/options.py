@@ -37,7 +37,7 @@ def option(
     """A field that is given as `name=value`, or with `word` as a bare word too; without a default it is required.
 
     `least` bounds a number. `value` is what the help shows behind `=`. `of` says what the TAB key offers: "run",
-    "path", "commands", "groups" or the name of a group. `flag` names a flag that makes it true.
+    "path", "commands", "groups" or the name of a group. `flag` names a flag that makes it true, or has its value.
     """
     metadata = {"help": help, "word": word, "least": least, "of": of, "value": value}
     return field(default=default, metadata={**metadata, "flag": flag} if flag else metadata)
@@ -98,6 +98,9 @@ def read(options: type[T], line: Line, verbs: Iterable[str] = ()) -> T:
     rest = next((item.name for item in fields(options) if "settings" in item.metadata), None)
     hints = get_type_hints(options)
     given: dict[str, Any] = read_flags(options, line)
+    for name in known.keys() & given.keys():  # by its flag, whose value is text
+        if isinstance(given[name], str):
+            given[name] = convert(name, given[name], hints[name], known[name].metadata)
     others = []
     for override in line.overrides:
         key, sign, value = override.partition("=")
@@ -106,7 +109,9 @@ def read(options: type[T], line: Line, verbs: Iterable[str] = ()) -> T:
                 raise _unknown_option(override, known, line, rest is not None)
             others.append(override)
         elif key in given:  # also by its flag
-            raise ConfigError(f"{key} is given twice: {given[key]} and {value}")
+            several = "; write all in one, with commas" if get_origin(hints[key]) is tuple else ""
+            first = ",".join(map(str, given[key])) if isinstance(given[key], tuple) else given[key]
+            raise ConfigError(f"{key} is given twice: {first} and {value}{several}")
         else:
             given[key] = convert(key, value, hints[key], known[key].metadata)
     if rest is not None:

@@ -15,7 +15,9 @@ from cnn_train.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Composes):
-    fix: Path | None = option("a new folder for a cleaned copy of the data", default=None, of="path", value="DIR")
+    fix: Path | None = option(
+        "a new folder for a cleaned copy of the data", default=None, of="path", value="DIR", flag="--fix"
+    )
     page: Path | None = option("the HTML page, by default in outputs/check", default=None, of="path", value="FILE")
     distance: float = option("up to which two images are nearly the same", default=0.07, least=0)
     examples = (
@@ -56,6 +58,8 @@ def run(options: Options) -> int:
     write(report, page)
     print(screen(report, page))
     if options.fix is not None:
+        if listing is None and report.is_wrong:
+            raise DataError(f"fix={options.fix}: no file is copied before what is wrong above is mended")
         if listing is None:
             raise ConfigError(f"fix={options.fix} is for data in files of your own, not for data={cfg.choices.data}")
         done = clean(listing, report.bad, options.fix, settings.get("max_pixels", MAX_PIXELS), workers)

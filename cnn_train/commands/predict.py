@@ -34,7 +34,7 @@ class Options(OfRun):
     column: str | None = option("the column of paths in a CSV file", default=None, value="NAME")
     batch_size: int = option("images that go through the network together", default=32, least=1)
     workers: int | None = option("threads that decode ahead; without it one for each core", default=None, least=1)
-    strict: bool = option("stop at the first image that cannot be read", default=False)
+    strict: bool = option("stop at the first image that cannot be read", default=False, flag="--strict")
     examples = (
         ("cnn-train predict last photos", "a folder of images, by the newest run"),
         ("cnn-train predict run=last input=street.jpg postprocess=crf", "one image, refined"),

@@ -228,7 +228,7 @@ def _by_class(folder: Path) -> tuple[Samples, list[str]]:
         found = images_in(path)
         if not found:
             raise DataError(
-                f"{path} holds no images but {what_is_in(path)}; images end in {', '.join(sorted(SUFFIXES))}"
+                f"{path} holds no images, but {what_is_in(path)}; images end in {', '.join(sorted(SUFFIXES))}"
             )
         samples += [(str(name), label) for name in found]
     if not samples:

@@ -286,7 +286,7 @@ def _pairs(images: Path, masks: Path, mask_suffix: str, faults: dict[str, str]) 
     """Images with their masks; those without one become faults."""
     found = images_in(images)
     if not found:
-        raise DataError(f"{images} holds no images but {what_is_in(images)}")
+        raise DataError(f"{images} holds no images, but {what_is_in(images)}")
 
     def stem(path: Path, folder: Path) -> str:
         return path.relative_to(folder).with_suffix("").as_posix()

@@ -45,7 +45,7 @@ def what_is_in(folder: Path) -> str:
     for path in folder.iterdir():
         kind = "folders" if path.is_dir() else path.suffix.lower() or "files without suffix"
         counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:4]) or "nothing"
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:4]) or "no files at all"
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

@@ -114,7 +114,7 @@ def _of(source: str | Path, column: str | None) -> list[Item]:
     if path.is_dir():
         found = images_in(path)
         if not found:
-            raise DataError(f"{path} holds no images but {what_is_in(path)}")
+            raise DataError(f"{path} holds no images, but {what_is_in(path)}")
         names = [image.relative_to(path) for image in found]
         unique = len({name.with_suffix("") for name in names}) == len(names)
         return [Item(i, n.with_suffix("") if unique else n) for i, n in zip(found, names, strict=True)]
