@@ -52,6 +52,12 @@ def test_best_or_last_by_one_rule(here):
     (here / "stray.ckpt").touch()
     with pytest.raises(ConfigError, match="is in no run folder"):
         find("stray.ckpt")
+    for name in ("lenet5.pt2", "lenet5.torchscript.pt"):
+        (folder / name).touch()
+        with pytest.raises(
+            ConfigError, match="would run here whatever it holds; export the run with format=safetensors"
+        ):
+            find(folder / name)
 
 
 @pytest.mark.parametrize("verb", ["resume", "eval", "verify-repro", "inspect", "predict"])

@@ -45,6 +45,9 @@ def test_an_image_is_the_same_in_every_form(tmp_path):
         ):
             assert torch.equal(read(image), expected), type(image)
     assert torch.equal(as_image(pixels[..., 0], 3), torch.from_numpy(pixels[..., 0]).expand(3, -1, -1))
+    kept = pixels[..., 0].copy()
+    kept.flags.writeable = False  # as numpy.asarray gives a PIL image
+    assert torch.equal(as_image(kept, 3), as_image(pixels[..., 0], 3))
 
 
 @pytest.mark.parametrize(

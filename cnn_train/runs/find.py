@@ -10,6 +10,7 @@ from cnn_train.runs import folder as run_folder
 from cnn_train.runs import secrets
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")  # the first of them that is there is evaluated
+PROGRAMS = (".pt2", ".torchscript.pt")  # exports that cannot be read without running them
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ def find(name: str | Path, output_dir: str | Path = "outputs") -> Run:
     """
     path, text = Path(os.path.expanduser(name)), os.fspath(name).rstrip("/")
     if path.is_file():
+        if path.name.endswith(PROGRAMS):
+            raise ConfigError(
+                f"{path} is a program for others, which would run here whatever it holds; "
+                "export the run with format=safetensors or format=onnx"
+            )
         run = Run(path.parent, None if path.name == "config.yaml" else path)
         if not (run.folder / "config.yaml").is_file():
             raise ConfigError(f"{path} is in no run folder: there is no {run.folder / 'config.yaml'}")
@@ -53,7 +59,7 @@ def find(name: str | Path, output_dir: str | Path = "outputs") -> Run:
         return Run((exact or begun)[0])
     newest = f"the newest is {folders[0]}" if folders else f"there is none in {output_dir}"
     if begun:
-        raise ConfigError(f"{len(begun)} runs begin with {text!r}; {'the newest of them is'} {begun[0]}")
+        raise ConfigError(f"{len(begun)} runs begin with {text!r}; the newest of them is {begun[0]}")
     if path.is_dir():
         raise ConfigError(f"{path} is no run folder: it has no config.yaml; {newest}")
     if text == "last":
