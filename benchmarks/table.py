@@ -86,6 +86,10 @@ def disk() -> None:
         large["centre", "disk"][1] / large["centre", "disk"][0],
         most=False,
     )
+    with contextlib.redirect_stdout(io.StringIO()):
+        shards = reading.measure_shards()
+    row("tar shards, bytes of images", "tarfile's stream", 0.9, shards["bytes"], most=False)
+    row("tar shards to batches, data=webdataset", "tarfile's stream, decoded alike", 0.9, shards["batches"], most=False)
     row("epoch of 240 small images, workers spawned", "forked", 1.2, epoch("spawn") / epoch("fork"), most=True)
     row("100,000 paths ready, data.verify=false, s", "", 10, many(100_000), most=True)
     unmeasured("100,000 paths ready, every file decoded, s", "", "<= 10", "a decoding takes about 1 ms a file and core")
