@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import reading
@@ -266,13 +267,17 @@ def sweep() -> None:
     with tempfile.TemporaryDirectory() as place:
         told = io.StringIO()
         with contextlib.redirect_stdout(told):
-            passed = [getattr(sweep_overhead, name)(Path(place)) for name in ("warm", "sleep", "plan")]
+            there = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_joblib_launcher")
+            theirs = ["joblib"] if there else []
+            passed = [getattr(sweep_overhead, name)(Path(place)) for name in ("warm", *theirs, "sleep", "plan")]
         for line, passes in zip(
             [line for line in told.getvalue().splitlines() if "goal" in line], passed, strict=False
         ):
             what, figures = line.split("goal <=")
             goal, measured = figures.split("measured")
             ROWS.append((what.strip(), "", f"<= {goal.strip()}", measured.split()[0], "pass" if passes else "no"))
+    if not theirs:
+        unmeasured("wall seconds of 16 jobs", "Hydra's joblib launcher", "<= 1", "hydra-joblib-launcher is missing")
 
 
 PARTS = {"step": step, "disk": disk, "start": start, "scale": scale, "sweep": sweep}
