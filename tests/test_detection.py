@@ -1,6 +1,7 @@
 """The detection task: gradients of a batch in parts, what a run leaves, pictures, and what does not fit."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -109,31 +110,45 @@ def test_without_any_object_every_gradient_is_there_and_finite(name):
         network.zero_grad()
 
 
-SWAPS = [
-    (norm, ("leaky_relu", "prelu", "elu")[i % 3], ("he_normal", "xavier_uniform", "orthogonal")[i % 3])
-    for i, norm in enumerate(("bn", "gn", "ln", "in", "none"))
-]
+NORMS = ("bn", "gn", "ln", "in", "none")
+ACTS = ("leaky_relu", "prelu", "elu")
+INITS = ("he_normal", "xavier_uniform", "orthogonal")
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("norm", "act", "init"), SWAPS)
-def test_every_part_can_be_swapped_and_every_parameter_moves(name, norm, act, init):
+def check_swapped(name: str, norm: str, act: str, init: str) -> None:
+    """A step of two images with objects, of one with one, of one without any and of one to ignore, at an odd size."""
     torch.manual_seed(0)
     nodes = compose([f"norm={norm}", f"act={act}", f"init={init}"])
     layers = LayerFactory(norm_layer=build(nodes.norm), act_layer=build(nodes.act), initializer=build(nodes.init))
     network = SMALL[name](3, layers=layers).train()
     task = task_of(name, network)
-    for images, count in ((1, 1), (2, 4)):
-        targets = torch.full((images, count, 6), -1.0)
-        targets[0] = torch.tensor([10.0, 20, 22, 40, 1, 0])  # one object, the other image has none
-        targets[0, 1:] = torch.tensor([30.0, 50, 50, 80, 2, 0])
-        targets[0, 2:] = torch.tensor([30.0, 5, 36, 15, 0, 0])
-        targets[0, 3:] = torch.tensor([2.0, 60, 30, 96, 1, 0])
-        learned = task.learn(network(torch.randn(images, 3, 97, 61)), targets, (97, 61))
+    many = torch.full((2, 4, 6), -1.0)  # the second image has no object
+    many[0] = torch.tensor(
+        [[10.0, 20, 22, 40, 1, 0], [30, 50, 50, 80, 2, 0], [30, 5, 36, 15, 0, 0], [2, 60, 30, 96, 1, 0]]
+    )
+    ignored = torch.tensor([[[10.0, 20, 22, 40, 1, 1]]])
+    for targets, objects in ((many, 4), (many[:1, :1], 1), (torch.zeros(1, 0, 6), 0), (ignored, 0)):
+        learned = task.learn(network(torch.randn(len(targets), 3, 97, 61)), targets, (97, 61))
         learned.loss.backward()
-        assert bool(learned.loss.isfinite()) and int(learned.count) > 0
-    still = [n for n, p in network.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
-    assert not still
+        assert bool(learned.loss.isfinite()) and (int(learned.count) > 0) == (objects > 0), (norm, act, init, objects)
+    before = [p.detach().clone() for p in network.parameters()]
+    torch.optim.SGD(network.parameters(), 1e-3).step()
+    for (parameter, p), old in zip(network.named_parameters(), before, strict=True):
+        assert p.grad is not None and bool(p.grad.isfinite().all()), (norm, act, init, parameter)
+        assert bool((p.grad != 0).any()) and not torch.equal(p, old), (norm, act, init, parameter)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("norm", "act", "init"), [(n, ACTS[i % 3], INITS[i % 3]) for i, n in enumerate(NORMS)])
+def test_every_part_can_be_swapped_and_every_parameter_moves(name, norm, act, init):
+    check_swapped(name, norm, act, init)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_every_combination_of_parts_trains_a_step(name):
+    for norm, act, init in itertools.product(NORMS, ACTS, INITS):
+        check_swapped(name, norm, act, init)
 
 
 # -- Counting --------------------------------------------------------------------------------------------------------
