@@ -44,9 +44,12 @@ def iou(boxes: Tensor, others: Tensor, crowd: Tensor | None = None) -> Tensor:
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Common area of each pair: (..., N, 4), (..., M, 4) -> (..., N, M)."""
-    low = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    return (high - low).clamp(min=0).prod(-1)
+    # By coordinate: an axis of two corners is too short for vector instructions, eight times slower on a CPU.
+    left, top, right, bottom = boxes[..., :, None, :].unbind(-1)
+    other_left, other_top, other_right, other_bottom = others[..., None, :, :].unbind(-1)
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
+    return width * height
 
 
 def shape_iou(sizes: Tensor, others: Tensor) -> Tensor:

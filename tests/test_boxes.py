@@ -5,6 +5,7 @@ import torch
 from torchvision import ops
 
 from cnn_train import boxes as B
+from cnn_train.postprocess.nms import NMS
 
 SQUARE = torch.tensor([[0.0, 0, 2, 2]])
 OTHERS = torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2], [4, 4, 5, 5], [0, 0, 1, 2], [1, 1, 1, 1]])
@@ -97,3 +98,16 @@ def test_anchors_are_the_medians_of_what_is_alike():
     assert B.cluster_sizes(sizes.flatten(0, 1), 6)[1] > reached > B.cluster_sizes(sizes.flatten(0, 1), 2)[1]
     with pytest.raises(ValueError, match="anchors need as many boxes"):
         B.cluster_sizes(sizes[0, :2], 3)
+
+
+def test_the_best_candidates_are_those_of_a_stable_order():
+    """Many scores are equal, so that the last candidate has others beside it that fall away."""
+    torch.manual_seed(0)
+    corners = torch.rand(400, 2) * 200
+    boxes = torch.cat([corners, corners + 5], 1)
+    scores = torch.randint(1, 8, (400, 3)) / 10
+    for few in (1, 7, 100, 1000):
+        found = NMS(iou=1.0, score=0.2, candidates=few, max_detections=few).image(boxes, scores, (300, 300))
+        order = sorted((-float(value), number) for number, value in enumerate(scores.flatten()) if value >= 0.2)[:few]
+        expected = [[*boxes[n // 3].tolist(), float(n % 3), -value] for value, n in order]
+        assert torch.equal(found, torch.tensor(expected))

@@ -49,6 +49,8 @@ class NMS:
         classes = scores.size(-1)
         flat = scores.flatten()
         chosen = (flat >= self.score).nonzero().squeeze(1)
+        if len(chosen) > self.candidates:  # few are sorted: those not below the last candidate's score
+            chosen = chosen[flat[chosen] >= flat[chosen].topk(self.candidates, sorted=False).values.min()]
         best = flat[chosen].argsort(descending=True, stable=True)[: self.candidates]
         chosen = chosen[best]
         labels, value = chosen % classes, flat[chosen]
