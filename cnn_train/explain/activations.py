@@ -30,6 +30,7 @@ def explain(slope: float = 0.1, rate: float = 0.2, units: int = 64) -> Page:
     page.see(
         layers="torch.nn.ReLU cnn_train.layers.act.PReLU cnn_train.layers.init.gain",
         networks="lenet5 alexnet mobilenet_v2 mobilenet_v3_large",
+        claims="docs/claims.md#dying_relu docs/claims.md#relu_sparsity docs/claims.md#sigmoid_depth",
         topics="initialization backpropagation normalization",
     )
     return page

@@ -67,6 +67,7 @@ def explain(batch: int = 2, inputs: int = 3, hidden: int = 4, classes: int = 3) 
         layers="torch.nn.CrossEntropyLoss torch.nn.BCEWithLogitsLoss torch.nn.MultiMarginLoss "
         "cnn_train.tasks.losses.MultiClassHinge",
         networks="lenet5 alexnet vgg16",
+        claims="docs/claims.md#hinge docs/claims.md#sigmoid_depth",
         topics="activations initialization convolution label_smoothing",
     )
     return page

@@ -58,6 +58,7 @@ def explain(batch: int = 4, momentum: float = 0.1, mean: float = 3.0, deviation:
         layers="torch.nn.BatchNorm2d cnn_train.layers.norm.FrozenBatchNorm cnn_train.layers.norm.SyncBatchNorm "
         "cnn_train.layers.norm.BatchRenorm",
         networks="resnet50 inception_v3 mobilenet_v2 densenet121",
+        claims="docs/claims.md#bn_rate docs/claims.md#bn_speed docs/claims.md#bn_small_batch docs/claims.md#norm_init",
         topics="normalization initialization dropout",
     )
     return page

@@ -72,6 +72,7 @@ def explain(size: int = 8, kernel: int = 3, channels: int = 16, outputs: int = 3
     page.see(
         layers="torch.nn.Conv2d cnn_train.layers.blocks.SeparableConv2d cnn_train.layers.pool.GlobalDepthwiseConv",
         networks="nin alexnet_2012 resnext50_32x4d mobilenet_v1 mobilenet_v2 xception deeplabv3plus",
+        claims="docs/claims.md#separable docs/claims.md#squeeze_excitation",
         topics="convolution",
     )
     return page

@@ -30,6 +30,7 @@ def explain(size: int = 7, kernel: int = 3, stride: int = 2, padding: int = 1, d
     page.see(
         layers="torch.nn.Conv2d cnn_train.layers.factory.LayerFactory",
         networks="lenet5 alexnet vgg16 resnet18 unet",
+        claims="docs/claims.md#two_3x3",
         topics="channels pooling dilation upsampling receptive_field",
     )
     return page

@@ -63,7 +63,8 @@ def explain(stride: int = 8, positive: float = 0.5, negative: float = 0.4, overl
     page.table(["anchor", "IoU", "$t_x$, $t_y$, $t_w$, $t_h$"], rows, f"put back, they give the objects {decoded:✓}")
 
     suppression(page, overlap)
-    page.see(layers="torch.nn.SmoothL1Loss", topics="receptive_field convolution")
+    page.see(layers="torch.nn.SmoothL1Loss cnn_train.boxes.nms", networks="ssd retinanet fcos yolov2 yolov3",
+             claims="docs/detection.md#what-they-learn", topics="receptive_field convolution")  # fmt: skip
     return page
 
 

@@ -70,6 +70,7 @@ def explain(rate: float = 0.5, units: int = 6, classes: int = 3, seed: int = 0) 
     page.see(
         layers="torch.nn.Dropout",
         networks="alexnet vgg16 googlenet wrn_28_10 lstm",
+        claims="docs/claims.md#dropout_bn",
         topics="normalization label_smoothing",
     )
     return page

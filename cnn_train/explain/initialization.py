@@ -75,6 +75,7 @@ def explain(act: Literal["relu", "tanh", "sigmoid", "identity"] = "relu", depth:
     page.see(
         layers="cnn_train.layers.init.he_normal cnn_train.layers.init.xavier_uniform cnn_train.layers.init.lsuv",
         networks="lenet5 vgg16 resnet50 densenet121",
+        claims="docs/claims.md#he_xavier docs/claims.md#norm_init",
         topics="activations normalization backpropagation",
     )
     return page

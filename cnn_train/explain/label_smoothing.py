@@ -68,9 +68,7 @@ def explain(epsilon: float = 0.1, classes: int = 4) -> Page:
         sure = torch.softmax(torch.tensor(np.eye(classes)[0] * gap), 0)[0]
         rows.append([f"{share:g}", gap, agree(1 - share + share / classes, sure)])
     page.table(["ε", "lead at the minimum", "probability of the true class"], rows)
-    page.see(
-        layers="torch.nn.CrossEntropyLoss cnn_train.tasks.losses.CrossEntropy",
-        networks="inception_v3 inception_v4 mobilenet_v3_large",
-        topics="backpropagation dropout",
-    )
+    page.see(layers="torch.nn.CrossEntropyLoss cnn_train.tasks.losses.CrossEntropy",
+             networks="inception_v3 inception_v4 mobilenet_v3_large",
+             claims="docs/claims.md#label_smoothing", topics="backpropagation dropout")  # fmt: skip
     return page

@@ -72,6 +72,7 @@ def explain(inputs: int = 2, hidden: int = 3, steps: int = 60, forget_bias: floa
     page.see(
         layers="torch.nn.LSTM cnn_train.models.classification.lstm.LSTMCell",
         networks="lstm",
+        claims="docs/claims.md#lstm_length",
         topics="activations backpropagation initialization",
     )
     return page

@@ -66,6 +66,7 @@ def explain(batch: int = 3, channels: int = 6, groups: int = 2) -> Page:
         layers="torch.nn.BatchNorm2d cnn_train.layers.norm.GroupNorm cnn_train.layers.norm.LayerNorm "
         "cnn_train.layers.norm.InstanceNorm cnn_train.layers.norm.LocalResponseNorm",
         networks="resnet50 inception_v3 mobilenet_v2 alexnet_2012",
+        claims="docs/claims.md#bn_small_batch docs/claims.md#bn_rate",
         topics="batch_norm initialization",
     )
     return page

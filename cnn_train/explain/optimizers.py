@@ -50,11 +50,10 @@ def explain(lr: float = 0.05, momentum: float = 0.9, condition: float = 30.0, st
         v2 = momentum * v2 + (1 - momentum) * curvature * w
         w = w - lr / (1 - momentum) * v2
     end = agree(w, valley["momentum"][-1], within=1e-6)
-    page.say(
-        f"""The average's form with the rate {number(lr / (1 - momentum))} ends where the sum's form did, at {end}."""
-    )
+    page.say(f"The average's form with the rate {number(lr / (1 - momentum))} ends where the sum's did, at {end}.")
     page.see(
         layers="torch.optim.SGD torch.optim.RMSprop torch.optim.Adam cnn_train.training.optim.Momentum",
+        claims="docs/claims.md#optimizers",
         topics="backpropagation initialization normalization",
     )
     return page

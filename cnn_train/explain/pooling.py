@@ -67,11 +67,9 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     page.picture(f"One draw, seed {seed}: what it gave, and where its error goes {same_back:✓}.",
                  cells(lots.reshape(o, o), "drawn"), cells(lot_back, "through the draw", zeros=False))  # fmt: skip
     shifts(page)
-    page.see(
-        layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d",
-        networks="lenet5 alexnet vgg16 googlenet nin segnet",
-        topics="convolution upsampling receptive_field",
-    )
+    page.see(layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d",
+             networks="lenet5 alexnet vgg16 googlenet nin segnet",
+             claims="docs/claims.md#stochastic_pooling docs/claims.md#global_pooling", topics="convolution upsampling")  # fmt: skip
     return page
 
 

@@ -53,6 +53,7 @@ def explain(stack: str = "3,3,2/2,3,3,2/2,3", deep: int = 16) -> Page:
     page.see(
         layers="cnn_train.analysis.receptive_field cnn_train.analysis.effective_receptive_field",
         networks="vgg16 resnet50 googlenet deeplabv3 pspnet",
+        claims="docs/claims.md#two_3x3 docs/segmentation.md#what-the-papers-claim",
         topics="convolution dilation deconvnet",
     )
     return page
