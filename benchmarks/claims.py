@@ -136,12 +136,18 @@ CLAIMS = {
         [{"model": "wrn_16_8"}], [{"model": "wrn_40_4"}], margin=0.01, beside=("parameters", parameters)
     ),
     "two_3x3": Claim(
-        [{"model.pairs_as_5x5": "False"}], [{"model.pairs_as_5x5": "True"}], beside=("parameters", parameters)
+        [{"model.pairs_as_5x5": "False"}],
+        [{"model.pairs_as_5x5": "True"}],
+        beside=("parameters", parameters),
+        why="Ten or five convolutions are enough for digits of 32 pixels; the paper's gain was on ImageNet.",
     ),
     "separable": Claim(
-        [{"model.separable": "True"}], [{"model.separable": "False"}], beside=("parameters", parameters)
+        [{"model.separable": "True"}],
+        [{"model.separable": "False"}],
+        beside=("parameters", parameters),
+        why="Both know nearly all training images (0.99 and more), of the others the separable network knows fewer: "
+        "it overfits 1,078 digits. The paper compared on ImageNet.",
     ),
-    "global_pooling": Claim([{"global_pool": "avg"}], [{"global_pool": "flatten"}], beside=("parameters", parameters)),
     "lstm_length": Claim(
         [{"model.cell": "torch", "image_size": "[64, 28]"}, {"model.cell": "plain", "image_size": "[16, 28]"}],
         [{"model.cell": "plain", "image_size": "[64, 28]"}, {"model.cell": "torch", "image_size": "[16, 28]"}],

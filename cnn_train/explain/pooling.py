@@ -69,7 +69,8 @@ def explain(size: int = 4, kernel: int = 2, stride: int = 2, seed: int = 0) -> P
     shifts(page)
     page.see(layers="torch.nn.MaxPool2d torch.nn.AvgPool2d cnn_train.layers.pool.StochasticPool2d",
              networks="lenet5 alexnet vgg16 googlenet nin segnet",
-             claims="docs/claims.md#stochastic_pooling docs/claims.md#global_pooling", topics="convolution upsampling")  # fmt: skip
+             topics="convolution upsampling receptive_field",
+             claims="docs/claims.md#stochastic_pooling docs/claims.md#global_pooling")  # fmt: skip
     return page
 
 
