@@ -20,12 +20,15 @@ def screen(report: Report, page: Path) -> str:
     lines.append("")
     for finding in sorted(report.findings, key=lambda finding: finding.level != "wrong"):
         lines.append(f"{finding.level:<8}  {finding.topic}: {finding.text}")
-        if finding.level == "wrong" or len(finding.details) <= 3:
-            lines += [f"            {text}" for text in finding.details[:LINES]]
-        if len(finding.details) > LINES:
-            lines.append(f"            ... and {len(finding.details) - LINES} more, see the page")
+        shown = finding.details[:LINES] if finding.level == "wrong" or len(finding.details) <= 3 else []
+        lines += [f"            {text}" for text in shown]
+        if left := len(finding.details) - len(shown):
+            lines.append(
+                f"            ... and {left} more, see the page" if shown else f"            {left}, see the page"
+            )
     count = sum(finding.level == "wrong" for finding in report.findings)
-    lines += [f"result    {f'{count} thing(s) are wrong' if count else 'nothing is wrong'}", f"page      {page}"]
+    wrong = {0: "nothing is wrong", 1: "1 thing is wrong"}.get(count, f"{count} things are wrong")
+    lines += [f"result    {wrong}", f"page      {page}"]
     return "\n".join(lines)
 
 
