@@ -148,6 +148,7 @@ CLAIMS = {
         why="Both know nearly all training images (0.99 and more), of the others the separable network knows fewer: "
         "it overfits 1,078 digits. The paper compared on ImageNet.",
     ),
+    "global_pooling": Claim([{"global_pool": "avg"}], [{"global_pool": "flatten"}], beside=("parameters", parameters)),
     "lstm_length": Claim(
         [{"model.cell": "torch", "image_size": "[64, 28]"}, {"model.cell": "plain", "image_size": "[16, 28]"}],
         [{"model.cell": "plain", "image_size": "[64, 28]"}, {"model.cell": "torch", "image_size": "[16, 28]"}],

@@ -159,6 +159,17 @@ def test_seeds_are_repeats_and_the_mean_over_them_ranks(worker, tmp_path, capsys
     assert f"best by val/loss: data.batch_size=1, {1 + 4.2 / 3:.4f} ± {deviation:.4f} (3)" in out
 
 
+def test_the_metrics_of_repeats_alone_are_told_with_their_deviation(worker, tmp_path, capsys):
+    run(worker, tmp_path, "seed=0,40,2", "sweep.jobs=2")
+    told = capsys.readouterr().out.split("over the repeats: ")[1].splitlines()[0].split(", ")
+    rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).read_text().splitlines()))
+    for text in told:
+        name, mean, _, deviation, number = text.split()
+        values = [float(row[name]) for row in rows]
+        assert (mean, deviation) == (f"{np.mean(values):.4f}", f"{np.std(values, ddof=1):.4f}") and number == "(3)"
+    assert [text.split()[0] for text in told] == ["val/loss", "test/acc"]
+
+
 def job(number: int, changes: list[str], loss: float, state: str = "done") -> Job:
     return Job(number, changes, changes, state=state, metrics={"val/loss": loss})
 

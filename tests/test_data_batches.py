@@ -196,3 +196,23 @@ def test_digits_are_scikit_learns():
     wanted = torch.from_numpy(load_digits().images / 16 * 255).round().to(torch.uint8)
     assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, wanted.flatten(1).numpy()))
     assert digits(image_size=[12, 20]).image_size == (12, 20)
+
+
+def test_a_few_batches_to_overfit_are_those_of_training_in_every_split():
+    """The first two of epoch 0, normalized as before."""
+    data = digits(batch_size=8, eval_batch_size=5)
+    device = torch.device("cpu")
+    first = [batch for batch, _ in zip(data.train_batches(0, device=device), range(2), strict=False)]
+    images = torch.cat([batch.images for batch in first])
+    labels = torch.cat([batch.targets for batch in first])
+    order = torch.cat([batch.indices for batch in first]).argsort()
+    data.keep_batches(2)
+    assert data.train_steps() == 2 and data.size("val") == data.size("test") == 16
+    for split in ("train", "val", "test"):
+        kept = list(data.eval_batches(split, device=device))
+        assert torch.equal(torch.cat([batch.images for batch in kept]), images[order])
+        assert torch.equal(torch.cat([batch.targets for batch in kept]), labels[order])
+    again = torch.cat([batch.targets for batch in data.train_batches(3, device=device)])
+    assert torch.equal(again.sort().values, labels.sort().values)
+    data.join()
+    assert data.size("all") == 16

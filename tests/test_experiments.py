@@ -1,5 +1,6 @@
 """Every recipe in conf/experiment: it composes, says what it does, and its first step works."""
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -157,3 +158,12 @@ def test_table_names_every_network_and_no_figure_is_of_another(zoo):
     absent = [name for name in table.models() if f"| `{name}`" not in page]
     assert not absent, "run python benchmarks/zoo_table.py --write"
     assert table.PUBLISHED.keys() <= set(table.models())
+
+
+def test_every_claim_has_its_row_and_section_on_the_page():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "claims.md").read_text(encoding="utf-8")
+    names = {path.stem for path in (root / "conf" / "experiment" / "claim").glob("*.yaml")}
+    assert set(re.findall(r"^\| \[.*\(#(\w+)\)", page, re.MULTILINE)) == names
+    assert set(re.findall(r"^    cnn-train experiment=claim/(\w+)$", page, re.MULTILINE)) == names
+    assert {path.stem for path in (root / "docs" / "pictures" / "claims").glob("*.png")} == names

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cnn_train.data.augment import Augment, apply, check_support
 from cnn_train.data.boxes import UNUSED
-from cnn_train.data.joined import Joined
+from cnn_train.data.joined import Joined, Part
 from cnn_train.data.sampling import balanced_order, uniform_order, weighted_order
 from cnn_train.data.scales import Scales
 from cnn_train.data.source import Held, InMemory, Source
@@ -168,6 +168,14 @@ class Data:
     def size(self, split: str) -> int:
         """Number of samples."""
         return len(self.splits[split])
+
+    def keep_batches(self, count: int) -> None:
+        """Let every split be the images of the first so many training batches; normalization stays as it is."""
+        first = self._order(self.seed, 0)[: count * self.batch_size].unique()
+        part = Part(self.splits["train"], first)
+        self.splits = self._unaltered = dict.fromkeys(("train", "val", "test"), part)
+        self._order = partial(uniform_order, len(part))
+        self.notes = (*self.notes, f"train, val and test are the same {len(part):,} images (trainer.overfit_batches)")
 
     def join(self) -> None:
         """Add the split `all`: every image once."""

@@ -1,4 +1,4 @@
-"""Several splits as one source of samples."""
+"""Several splits as one source of samples, and a part of one."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -44,3 +44,36 @@ class Joined:
 
     def labels(self) -> Tensor:
         return torch.cat([part.labels() for part in self.parts])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a split, by number, as a split; its statistics and class counts are those of the whole."""
+
+    whole: Any
+    samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(
+        self, indices: Sequence[Tensor], epoch: int | None, seed: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.whole.batches([self.samples.to(index.device)[index] for index in indices], epoch, seed, device)
+
+    def augmented(self, augment: Any) -> tuple[Any, Any]:
+        whole, rest = self.whole.augmented(augment)
+        return Part(whole, self.samples), rest
+
+    def paths(self) -> list[str]:
+        paths = self.whole.paths()
+        return [paths[number] for number in self.samples.tolist()] if paths else []
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        return self.whole.statistics()
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        return self.whole.class_counts(num_classes)
+
+    def labels(self) -> Tensor:
+        return self.whole.labels()[self.samples]

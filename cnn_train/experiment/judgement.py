@@ -65,7 +65,7 @@ def judge(
         return
     kept = kept._replace(scores=kept.scores / temperature)
     loop = experiment.loop
-    names = names_of(loop.data, samples_of(experiment, split), kept.indices.tolist())
+    names = names_of(loop.data, split, kept.indices.tolist())
     groups = [loop.data.groups.get(str(name), name) for name in names] if loop.data.groups else None
     every = resampled(kept, groups)
     if groups is None:
@@ -82,11 +82,6 @@ def judge(
     atomic.write_json(results / "intervals.json", {name: list(pair) for name, pair in found.intervals.items()})
     write_probabilities(loop.data.class_names, names, kept, results / "probabilities.csv")
     add_pictures(found, experiment, split, kept, names)
-
-
-def samples_of(experiment: Experiment, split: str) -> str:
-    """The split that the samples of an evaluation are from."""
-    return "train" if experiment.loop.recipe.overfit_batches else split
 
 
 def add_pictures(found: Judgement, experiment: Experiment, split: str, kept: Kept, names: Sequence[Any]) -> None:

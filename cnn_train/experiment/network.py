@@ -56,6 +56,8 @@ def build_network_and_data(
             )
         data = build(cfg.data, image_size=least)
     data, taken_over = preprocessed(data, cfg, how, whose="run" if saved is not None else "weights")
+    if cfg.trainer.overfit_batches:
+        data.keep_batches(cfg.trainer.overfit_batches)
     priors: Any = getattr(network, "priors", None)
     data.fit_scales(1 if priors is None else int(priors(data.image_size).strides.max()), least)
     if auto:

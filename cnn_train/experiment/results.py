@@ -136,7 +136,6 @@ def sample_table(loop: Loop, split: str) -> list[list[object]]:
     assert loop.measured is not None
     names = loop.data.class_names
     samples = loop.measured.samples
-    split = "train" if loop.recipe.overfit_batches else split
     rows: list[list[object]] = [["sample", "label", "prediction", "correct"]]
     for sample, row in zip(names_of(loop.data, split, list(samples)), samples.values(), strict=True):
         label, prediction = ("" if value != value else names[int(value)] for value in row[:2])

@@ -94,7 +94,8 @@ def report(sweep: Sweep, config: DictConfig) -> None:
         if job.state == "failed":
             print(f"job {job.number} ({job.name}): {job.error}; see {job.folder / 'log.txt'}", file=sys.stderr)
     if winner and len(found) == 1:
-        print(f"{goal.metric} over the repeats: {spread(winner.values)}")
+        means = (f"{name} {spread(numbers(winner.jobs, name))}" for name in shown)
+        print(f"over the repeats: {', '.join(means)}")
     elif winner:
         where = f", {winner.jobs[0].folder}" if len(winner.jobs) == 1 else ""
         print(f"best by {goal.metric}: {winner.name}, {spread(winner.values)}{where}")

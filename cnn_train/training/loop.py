@@ -169,7 +169,7 @@ class Loop(L.LightningModule):
         return self.optimizer
 
     def on_fit_start(self) -> None:
-        steps = self.recipe.overfit_batches or self.data.train_steps(self.trainer.world_size)
+        steps = self.data.train_steps(self.trainer.world_size)
         steps = steps if self.recipe.limit_batches is None else min(steps, self.recipe.limit_batches)
         self.progress.steps_per_epoch, self.progress.total_steps = steps, steps * self.recipe.max_epochs
         self.parameters_in_order = [p for p in self.network.parameters() if p.requires_grad]
@@ -347,9 +347,8 @@ class Loop(L.LightningModule):
     # Evaluation -----------------------------------------------------------------------------------------------------
 
     def _eval_batches(self, split: str) -> EvalBatches:
-        split = "train" if self.recipe.overfit_batches else split
         where = {"device": self.device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return EvalBatches(self.data, split, self.recipe.overfit_batches or self.recipe.limit_batches, **where)
+        return EvalBatches(self.data, split, self.recipe.limit_batches, **where)
 
     def val_dataloader(self) -> EvalBatches:
         return self._eval_batches("val")

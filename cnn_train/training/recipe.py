@@ -86,7 +86,6 @@ class Recipe:
     decoder_lr_ratio: float = 1.0
     channels_last: bool = False
     limit_batches: int | None = None
-    overfit_batches: int = 0
     same_batches: bool = False
     log_every: int = 50
     split_batches: int | None = 1  # None: as many parts as memory needs
@@ -122,7 +121,6 @@ class Recipe:
             decoder_lr_ratio=trainer.decoder_lr_ratio,
             channels_last=channels_last if trainer.channels_last == "auto" else trainer.channels_last,
             limit_batches=1 if once else trainer.limit_batches,
-            overfit_batches=trainer.overfit_batches,
             same_batches=trainer.overfit_batches > 0 or trainer.smoke,
             log_every=trainer.log_every,
             split_batches=None if trainer.split_batches == "auto" else trainer.split_batches,
