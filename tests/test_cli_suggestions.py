@@ -85,6 +85,7 @@ def test_a_large_group_gets_the_three_nearest_and_a_small_one_all(capsys):
         ("device=cpu", "Did you mean trainer.accelerator (now auto)?", "trainer.accelerator=cpu"),
         ("gpu=1", "Did you mean trainer.devices (now auto)?", "trainer.devices=1"),
         ("amp=true", "Did you mean trainer.precision (now auto)?", "trainer.precision=16-mixed"),
+        ("amp=false", "Did you mean trainer.precision (now auto)?", "trainer.precision=32-true"),
         ("workers=3", "here it is data.workers, which data=digits does not have", None),
         ("num_workers=3", "here it is data.workers, which data=digits does not have", None),
         ("gpus=2", "Did you mean trainer.devices (now auto)?", "trainer.devices=2"),

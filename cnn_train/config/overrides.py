@@ -39,7 +39,7 @@ OTHER_VALUES = {
     "trainer.precision": {
         "16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "bf16": "bf16-mixed", "bfloat16": "bf16-mixed",
         "32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "fp64": "64-true",
-        "true": "16-mixed",
+        "true": "16-mixed", "false": "32-true",
     },
 }  # fmt: skip
 RANGE = re.compile(r"[^\"'\[]*\{\d+\.\.\d+\}[^\"'\]]*")  # names of files with numbers {000..099}

@@ -358,9 +358,8 @@ def as_image(image: Any, channels: int) -> Tensor:
             raise ConfigError(f"the network takes images of {channels} channels; give arrays (H, W, {channels})")
         image = np.array(image.convert({1: "L", 3: "RGB"}[channels]))
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(
-            np.require(image, requirements=["C", "W"])
-        )  # PIL gives arrays that may not be written
+        image = np.require(image, requirements=["C", "W"])  # numpy.asarray of a PIL image may not be written
+        pixels = torch.from_numpy(image)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
     elif isinstance(image, Tensor):
         pixels = image.detach().cpu() if image.ndim == 3 else image.detach().cpu()[None]
