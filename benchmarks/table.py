@@ -18,9 +18,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import predict
 import reading
 import step_overhead
 import sweep_overhead
@@ -91,6 +93,9 @@ def disk() -> None:
         shards = reading.measure_shards()
     row("tar shards, bytes of images", "tarfile's stream", 0.9, shards["bytes"], most=False)
     row("tar shards to batches, data=webdataset", "tarfile's stream, decoded alike", 0.9, shards["batches"], most=False)
+    first, last, ours, theirs = predict.measure(2000)
+    row("predict of 2,000 PNG files, s per image", "a plain script", 1.05, ours / theirs, most=True)
+    row("its memory after all", "after 200 files", 1.02, last / first, most=True)
     row("epoch of 240 small images, workers spawned", "forked", 1.2, epoch("spawn") / epoch("fork"), most=True)
     row("100,000 paths ready, data.verify=false, s", "", 10, many(100_000), most=True)
     unmeasured("100,000 paths ready, every file decoded, s", "", "<= 10", "a decoding takes about 1 ms a file and core")
@@ -181,7 +186,8 @@ def start() -> None:
             "predict of one image": ("predict", f"run={run}", f"input={place}/one.png"),
             "eval": ("eval", f"run={run}"), "inspect": ("inspect", "lenet5"),
         }.items():  # fmt: skip
-            ratio = in_turns(lambda line=line: cpu(python, "-m", "cnn_train", *line), lambda: cpu(*torch))
+            command = (python, "-m", "cnn_train", *line)
+            ratio = in_turns(partial(cpu, *command), partial(cpu, *torch))
             row(f"{name}, CPU s", "import torch", 1.3, ratio, most=True)
         row("--help, CPU s", "import torch", 0.25,
             in_turns(lambda: cpu(python, "-m", "cnn_train", "--help"), lambda: cpu(*torch)), most=True)  # fmt: skip

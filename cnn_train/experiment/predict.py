@@ -238,18 +238,20 @@ class Classification:
         import torch
 
         images = [found for _, found in batch if not isinstance(found, DataError)]
-        answers = iter(self.model.probabilities(torch.stack(images)) if images else ())
+        probabilities = self.model.probabilities(torch.stack(images)) if images else torch.zeros(0, self.top)
+        best = probabilities.topk(self.top)
+        answers = zip(probabilities, best.values.tolist(), best.indices.tolist(), strict=True)
+        names = self.model.class_names
         for item, found in batch:
-            if isinstance(found, DataError):
-                yield {"image": item.path.as_posix(), "error": str(found)}
-                continue
-            probabilities = next(answers)
-            values, numbers = probabilities.topk(self.top)
             row: dict[str, Any] = {"image": item.path.as_posix()}
+            if isinstance(found, DataError):
+                yield row | {"error": str(found)}
+                continue
+            all_of_them, values, numbers = next(answers)
             if self.model.several_labels:
-                row["classes"] = ";".join(self.model.shown(probabilities))
-            for rank, (value, number) in enumerate(zip(values.tolist(), numbers.tolist(), strict=True), start=1):
-                row |= {f"class_{rank}": self.model.class_names[number], f"probability_{rank}": value}
+                row["classes"] = ";".join(self.model.shown(all_of_them))
+            for rank, (value, number) in enumerate(zip(values, numbers, strict=True), start=1):
+                row[f"class_{rank}"], row[f"probability_{rank}"] = names[number], value
             yield row
 
     def spoken(self, row: dict[str, Any]) -> str:
