@@ -78,15 +78,14 @@ def zeros(run: Run) -> str:
     return f"{counts[0] / counts[1]:.2f}"
 
 
+BEST_RATE = "Each at the rate that is best on validation."
 CLAIMS = {
     "bn_rate": Claim(
         [{"norm": "bn", "optimizer.lr": "0.3"}],
         [{"norm": "none", "optimizer.lr": "0.3"}],
         note="At 1.0 neither learns.",
     ),
-    "bn_speed": Claim(
-        [{"norm": "bn"}], [{"norm": "none"}], note="A shallow network, LeNet-5, is as far without a norm."
-    ),
+    "bn_speed": Claim([{"norm": "bn"}], [{"norm": "none"}], note=BEST_RATE),
     "bn_small_batch": Claim(
         [{"norm": "bn", "data.batch_size": "64"}, {"norm": "gn", "data.batch_size": "2"}],
         [{"norm": "bn", "data.batch_size": "2"}, {"norm": "gn", "data.batch_size": "64"}],
@@ -101,6 +100,7 @@ CLAIMS = {
     "sigmoid_depth": Claim(
         [{"model": "plain20", "act": "relu"}, {"model": "lenet5", "act": "sigmoid"}],
         [{"model": "plain20", "act": "sigmoid"}, {"model": "lenet5", "act": "relu"}],
+        note=BEST_RATE,
     ),
     "dying_relu": Claim(
         [{"act": "leaky_relu"}],
@@ -124,7 +124,7 @@ CLAIMS = {
         [{"norm": "none", "model.dropout": "0.0"}, {"norm": "bn", "model.dropout": "0.5"}],
         why="LeNet-5 with shifted digits does not overfit, so dropout has nothing to help against.",
     ),
-    "optimizers": Claim([{"optimizer": "adam"}], [{"optimizer": "sgd"}]),
+    "optimizers": Claim([{"optimizer": "adam"}], [{"optimizer": "sgd"}], note=BEST_RATE),
     "relu_sparsity": Claim(
         [{"act": "relu"}], [{"act": "softplus"}], margin=0.01, beside=("zeros behind activations", zeros)
     ),
