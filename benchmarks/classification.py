@@ -29,7 +29,7 @@ NETWORKS: dict[str, list[str]] = {
     "densenet_bc_100_12": ["image_size=16"],
     "mobilenet_v2": ["image_size=64"],  # its last map has stride 32
     "seresnet50": NARROW,
-    "nin": ["image_size=16"],
+    "nin": ["image_size=16", "model.dropout=0.1", "optimizer.lr=4e-4", "trainer.max_epochs=40"],
     "lstm": ["optimizer.lr=5e-3"],
 }
 
