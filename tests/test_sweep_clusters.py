@@ -65,7 +65,7 @@ def cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "check", lambda settings, worker=None: None)
     monkeypatch.setattr(engines, "cluster", lambda settings, sweep: found)
     monkeypatch.setattr(node, "BEAT", 0.1)
-    monkeypatch.setattr(node, "PATIENCE", 1.0)
+    monkeypatch.setattr(node, "PATIENCE", 5.0)  # a busy machine is late with its beats
     monkeypatch.setattr(remote, "SETTLE", 0.2)
     return found
 
