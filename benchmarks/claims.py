@@ -37,8 +37,8 @@ class Claim:
     """The contrast is the sum of the metric in `plus` less that in `minus`; with `spread` of the ranges over that key.
 
     Of settings that a selection leaves open the best on validation is taken. "As well as" allows a `margin` of
-    accuracy. `beside` names a number of each run that stands beside its accuracy, and how it is found. `why` is said
-    where the claim is not shown, `note` always.
+    accuracy. `beside` names a number that stands beside a setting's accuracy, and how its first run gives it. `why` is
+    said where the claim is not shown, `note` always.
     """
 
     plus: Sequence[Select]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from parity import check_parity, close, count, meta, random_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnn_train.analysis import trace
 from cnn_train.layers import LayerFactory
 from cnn_train.layers.norm import GroupNorm, LocalResponseNorm
 from cnn_train.layers.pool import KeepMap
@@ -369,3 +371,14 @@ def test_inception_v2_equals_the_caffe_release():
             x = module(key, x)
         expected = F.linear(x.mean((2, 3)), state["last_linear.weight"], state["last_linear.bias"])
         close(network.eval()(image), expected)
+
+
+def test_pairs_as_5x5_see_as_much_by_half_the_convolutions():
+    """Simonyan & Zisserman, section 4.1: one 5x5 for two 3x3, in the closed form of weights and biases."""
+    plain, paired = meta(vgg13), meta(partial(vgg13, pairs_as_5x5=True))
+    blocks = list(pairwise((3, 64, 128, 256, 512, 512)))
+    assert count(paired.features) == sum(25 * a * b + b for a, b in blocks)
+    assert count(plain.features) == sum(9 * a * b + b + 9 * b * b + b for a, b in blocks)
+    assert count(paired.classifier) == count(plain.classifier)
+    fields = [trace(network, (3, 224, 224)).collapse(1)[0].local_receptive_field for network in (plain, paired)]
+    assert fields[0] == fields[1] is not None

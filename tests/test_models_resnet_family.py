@@ -285,3 +285,10 @@ def test_se_networks_without_shortcuts_end_where_a_branch_is_zero(build: Build):
         nn.init.zeros_(network.layer4[-1].bn3.weight)
         nn.init.zeros_(network.fc.bias)
         assert bool((network(torch.randn(1, 3, 16, 16)) == 0).all()) is not residual
+
+
+def test_a_thin_wide_resnet_is_the_papers_of_40_layers():
+    """WRN-40-1 and WRN-40-2 (Zagoruyko & Komodakis 2016, Table 4): 0.6 and 2.2 million parameters."""
+    for k, millions in ((1, 0.6), (2, 2.2)):
+        network = meta(partial(wrn_40_4, widths=(16 * k, 32 * k, 64 * k)))
+        assert round(count(network) / 1e6, 1) == millions

@@ -204,9 +204,9 @@ def _absent(config: DictConfig, key: str, names: Sequence[str]) -> str:
     known = OTHER_NAMES.get(key.lower(), "")
     group, _, setting = known.partition(".")
     choice = (config.get("choices") or {}).get(group)
-    return (
-        f"here it is {known}, which {group}={choice} does not have" if setting and choice and known not in names else ""
-    )
+    if setting and choice and known not in names:
+        return f"here it is {known}, which {group}={choice} does not have"
+    return ""
 
 
 def _filled_in(path: Sequence[str]) -> dict[str, str]:

@@ -86,6 +86,7 @@ def read_alike(cfg: DictConfig, overrides: Sequence[str], state: Mapping[str, An
 
     Where the `whole` is measured, no splits are cut, so that a single image of a class is enough.
     """
+    cfg.trainer.overfit_batches = 0  # the few batches that the run learned are of its own data
     typed = {word.partition("=")[0] for word in overrides}
     if whole and {"val_fraction", "test_fraction"} <= cfg.data.keys():
         for key in ("val_fraction", "splits", "folds"):
